@@ -120,7 +120,10 @@ class Source:
 
 @dataclass(frozen=True)
 class GreSeries:
-    """A multi-echo gradient-echo acquisition: magnitude (any linear scale, >= 0) and phase [rad], (echo, z, y, x) float32."""
+    """A multi-echo gradient-echo acquisition.
+
+    magnitude (any linear scale, >= 0) and phase [rad], both (echo, z, y, x) float32, in the order of the echo times.
+    """
 
     magnitude: Array
     phase_rad: Array
