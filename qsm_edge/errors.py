@@ -83,6 +83,7 @@ REASONS: dict[str, str] = {
     "mask_by_threshold": "the mask was made without a network and should be looked at",
     "mask_touches_edge": "the mask touches the edge of the volume",
     "mask_implausible": "the mask's volume is not that of a brain",
+    "chi_implausible": "the susceptibilities spread far wider, or far less, than those of a brain",
     "low_snr": "the signal is weak compared with its noise",
     "high_residual": "the echoes do not fit a single frequency in many voxels",
     "sign_suspect": "veins and deep grey matter are not brighter than their surroundings: the phase sign may be wrong",

@@ -20,6 +20,25 @@ OnIteration = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
+class Lay:
+    """How the voxels of one grid fall on another: `turn` brings a volume to the other axes, where it begins at `start`.
+
+    order: for each axis the axis that comes to lie on it. flip: which of them then run backwards. miss_mm: the largest
+    distance between a voxel and the one that it falls on, infinite where the axes or the voxel sizes differ.
+    """
+
+    order: tuple[int, int, int]
+    flip: tuple[bool, bool, bool]
+    start: tuple[int, int, int]
+    miss_mm: float
+
+    def turn(self, volume: np.ndarray) -> np.ndarray:
+        """A view of `volume` along the other grid's axes."""
+        turned: np.ndarray = volume.transpose(self.order)[tuple(slice(None, None, -1 if f else 1) for f in self.flip)]
+        return turned
+
+
+@dataclass(frozen=True)
 class Geometry:
     """Where the voxels lie. `affine_lps` maps homogeneous array indices (z, y, x, 1) to LPS mm (4x4, float64).
 
@@ -68,6 +87,26 @@ class Geometry:
         affine[:3, 3] += affine[:3, :3] @ np.asarray(start, dtype=np.float64)
         shape = tuple((n if s.stop is None else s.stop) - i for n, s, i in zip(self.shape, box, start, strict=True))
         return Geometry(shape, affine, self.b0_dir_lps)  # type: ignore[arg-type]
+
+    def lay(self, affine_lps: np.ndarray, shape: tuple[int, int, int]) -> Lay:
+        """How another grid (affine and shape in z, y, x order) falls on this one, voxel upon voxel."""
+        into = np.linalg.inv(self.affine_lps) @ np.asarray(affine_lps, dtype=np.float64)
+        if not np.isfinite(into).all():
+            return Lay((0, 1, 2), (False, False, False), (0, 0, 0), float("inf"))
+        turn, offset = np.rint(into[:3, :3]), np.rint(into[:3, 3])
+        if not np.array_equal(np.abs(turn) @ np.abs(turn).T, np.eye(3)):
+            return Lay((0, 1, 2), (False, False, False), (0, 0, 0), float("inf"))
+        corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")).reshape(3, -1)
+        miss = self.affine_lps[:3, :3] @ (into[:3, :3] @ corners + into[:3, 3:] - turn @ corners - offset[:, None])
+        z, y, x = np.argmax(np.abs(turn), axis=1)
+        flip_z, flip_y, flip_x = turn.sum(axis=1) < 0
+        first_z, first_y, first_x = (turn @ corners + offset[:, None]).min(axis=1)
+        return Lay(
+            (int(z), int(y), int(x)),
+            (bool(flip_z), bool(flip_y), bool(flip_x)),
+            (int(first_z), int(first_y), int(first_x)),
+            float(np.linalg.norm(miss, axis=0).max()),
+        )
 
     @staticmethod
     def from_axes(

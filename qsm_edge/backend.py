@@ -1,0 +1,172 @@
+"""Layer 1: which arrays, on which device, with how much memory. The only file that names an accelerator library.
+
+Stages ask `namespace(x)` for the functions of the array at hand and never for a device. What runs on the host only
+(graphs, distance transforms, connected pieces) crosses through `on_host`, here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import array_api_compat as compat
+import numpy as np
+
+from qsm_edge.errors import ResourceError, UsageError
+from qsm_edge.types import Array
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def namespace(*arrays: Array) -> Any:
+    """The array-API namespace that `arrays` belong to; mixed namespaces raise TypeError."""
+    return compat.array_namespace(*arrays)
+
+
+def is_numpy(x: Array) -> bool:
+    """Whether `x` is a NumPy array."""
+    return isinstance(x, np.ndarray)
+
+
+def to_host(x: Array) -> np.ndarray:
+    """`x` as a NumPy array, from any namespace and device."""
+    if isinstance(x, np.ndarray):
+        return x
+    if compat.is_cupy_array(x):
+        return np.asarray(x.get())
+    if compat.is_torch_array(x):
+        return np.asarray(x.detach().cpu().numpy())
+    host = x.__array_namespace__().__array_namespace_info__().default_device()
+    return np.asarray(x.to_device(host))
+
+
+def like(host: np.ndarray, reference: Array) -> Array:
+    """A host array, moved to where `reference` lives."""
+    if isinstance(reference, np.ndarray):
+        return host
+    return namespace(reference).asarray(host, device=compat.device(reference), copy=True)
+
+
+def on_host(function: _Function) -> _Function:
+    """Let a NumPy/SciPy function take and return arrays of any namespace: the one crossing between device and host.
+
+    The result, an array or a tuple of arrays, goes back to where the first array argument lives.
+    """
+
+    @functools.wraps(function)
+    def crossing(*args: Any, **options: Any) -> Any:
+        arrays = [a for a in (*args, *options.values()) if compat.is_array_api_obj(a)]
+        if all(isinstance(a, np.ndarray) for a in arrays):
+            return function(*args, **options)
+        fetch = lambda a: to_host(a) if compat.is_array_api_obj(a) else a  # noqa: E731
+        out = function(*map(fetch, args), **{k: fetch(v) for k, v in options.items()})
+        if isinstance(out, tuple):
+            return tuple(like(o, arrays[0]) if isinstance(o, np.ndarray) else o for o in out)
+        return like(out, arrays[0]) if isinstance(out, np.ndarray) else out
+
+    return crossing  # type: ignore[return-value]
+
+
+def cupy_module() -> Any | None:
+    """CuPy when it is installed and sees a device, else None."""
+    try:
+        import cupy
+
+        return cupy if cupy.cuda.runtime.getDeviceCount() > 0 else None
+    except Exception:  # a missing driver surfaces as many different exceptions
+        return None
+
+
+def resolve_device(name: str) -> str:
+    """'cpu' or 'cuda' for 'auto', 'cpu' or 'cuda'. Raises no_device when 'cuda' is asked for and absent."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError("unknown_name", "no such device", got=name, wanted="auto, cpu, cuda")
+    if name == "cpu":
+        return "cpu"
+    found = cupy_module() is not None
+    if name == "cuda" and not found:
+        raise ResourceError("no_device", "no CUDA device that CuPy can use", got=name, wanted="cpu, or cupy installed")
+    return "cuda" if found else "cpu"
+
+
+def to_device(host: np.ndarray, device: str) -> Array:
+    """A host array on 'cpu' (itself) or 'cuda' (a CuPy array)."""
+    if device == "cpu":
+        return host
+    cupy = cupy_module()
+    if cupy is None:
+        raise ResourceError("no_device", got=device, wanted="cpu")
+    return cupy.asarray(host)
+
+
+def scipy_fft_for(x: Array) -> Any | None:
+    """A module with SciPy's FFT interface for the array at hand, or None where its namespace has to do."""
+    if isinstance(x, np.ndarray):
+        import scipy.fft
+
+        return scipy.fft
+    if compat.is_cupy_array(x):
+        import cupyx.scipy.fft
+
+        return cupyx.scipy.fft
+    return None
+
+
+def devices() -> list[str]:
+    """Human-readable names of the devices at hand, the CPU first."""
+    names = [f"cpu ({threads()} threads)"]
+    cupy = cupy_module()
+    if cupy is not None:
+        for number in range(cupy.cuda.runtime.getDeviceCount()):
+            names.append(f"cuda:{number} {cupy.cuda.runtime.getDeviceProperties(number)['name'].decode()}")
+    return names
+
+
+def threads() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def available_bytes(device: str) -> int:
+    """Memory that a computation may still take, in bytes: cgroup or system limit on the CPU, free memory on a GPU."""
+    if device == "cuda":
+        cupy = cupy_module()
+        if cupy is not None:
+            return int(cupy.cuda.runtime.memGetInfo()[0])
+    return _available_host_bytes()
+
+
+def _available_host_bytes() -> int:
+    limits = []
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    except OSError:
+        pages = os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names else 0
+        limits += [pages * os.sysconf("SC_PAGE_SIZE")] if pages else []
+    try:  # inside a container the system's figure is not ours
+        with (
+            open("/sys/fs/cgroup/memory.max", encoding="ascii") as cap,
+            open("/sys/fs/cgroup/memory.current", encoding="ascii") as used,
+        ):
+            text = cap.read().strip()
+            limits += [max(int(text) - int(used.read()), 0)] if text != "max" else []
+    except (OSError, ValueError):
+        pass
+    return min(limits) if limits else 2**62
+
+
+def peak_bytes(device: str) -> int:
+    """The process's peak resident memory in bytes so far (CPU), or what CuPy's pool holds (CUDA)."""
+    if device == "cuda":
+        cupy = cupy_module()
+        if cupy is not None:
+            return int(cupy.get_default_memory_pool().total_bytes())
+    try:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    except ImportError:  # Windows
+        return 0

@@ -1,0 +1,51 @@
+"""The coded concepts of the output, and how a code becomes a sequence item."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pydicom.dataset import Dataset
+
+
+class Code(NamedTuple):
+    """A coded concept."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+QUANTITY = Code("246205007", "SCT", "Quantity")
+MAGNETIC_SUSCEPTIBILITY = Code("126396", "DCM", "Magnetic Susceptibility")
+FIELD_MAP = Code("110807", "DCM", "Field Map MR Signal Intensity")
+R2_STAR = Code("126395", "DCM", "R2*")
+
+PPB = Code("[ppb]", "UCUM", "ppb")
+PPM = Code("[ppm]", "UCUM", "ppm")
+PER_SECOND = Code("/s", "UCUM", "/s")
+
+SOURCE_IMAGE = Code("121322", "DCM", "Source image for image processing operation")
+ACQUISITION_EQUIPMENT = Code("109101", "DCM", "Acquisition Equipment")
+PROCESSING_EQUIPMENT = Code("109102", "DCM", "Processing Equipment")
+
+ANATOMICAL_STRUCTURE = Code("91723000", "SCT", "Anatomical Structure")
+BRAIN = Code("12738006", "SCT", "Brain")
+ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
+MORPHOLOGICAL_OPERATIONS = Code("123104", "DCM", "Morphological Operations")
+MANUAL_PROCESSING = Code("123109", "DCM", "Manual Processing")
+
+
+def code_item(code: Code) -> Dataset:
+    """A code as an item of a code sequence."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code
+    return item
+
+
+def quantity_item(quantity: Code) -> Dataset:
+    """A content item that says which quantity the numbers are."""
+    item = Dataset()
+    item.ValueType = "CODE"
+    item.ConceptNameCodeSequence = [code_item(QUANTITY)]
+    item.ConceptCodeSequence = [code_item(quantity)]
+    return item

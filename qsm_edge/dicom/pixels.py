@@ -1,0 +1,98 @@
+"""A plan's files -> stored values, 16 bits each, in (echo, z, y, x) order.
+
+Uncompressed values are read straight from where they lie; compressed frames are decoded by pydicom and its plugins.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from qsm_edge.dicom.header import BIG_ENDIAN, DEFLATED, NATIVE, inflated
+from qsm_edge.dicom.records import Image, StoredFile
+from qsm_edge.errors import InputRefused
+
+#: Reading overlaps with decoding; more threads only fight for the disk.
+_THREADS = min(4, os.cpu_count() or 1)
+
+
+def read_stored(echoes: Sequence[Sequence[Image]]) -> np.ndarray:
+    """The stored values of one component as uint16 (echo, z, y, x); signed values keep their bit pattern.
+
+    Raises
+    ------
+    InputRefused
+        truncated_file, pixel_data_invalid, codec_missing, and what `header.inflated` raises.
+    """
+    first = echoes[0][0].file
+    out = np.empty((len(echoes), len(echoes[0]), first.rows, first.columns), dtype=np.uint16)
+    wanted: dict[StoredFile, list[tuple[int, np.ndarray]]] = defaultdict(list)
+    for e, images in enumerate(echoes):
+        for z, image in enumerate(images):
+            wanted[image.file].append((max(image.frame, 1) - 1, out[e, z]))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(lambda job: _fill(*job), wanted.items()):
+            pass
+    return out
+
+
+def _fill(file: StoredFile, frames: list[tuple[int, np.ndarray]]) -> None:
+    if file.transfer_syntax in NATIVE:
+        _fill_native(file, frames)
+        return
+    for (_, plane), values in zip(frames, _decoded(file, [index for index, _ in frames]), strict=True):
+        if values.shape != plane.shape or values.dtype.itemsize != 2:
+            raise InputRefused("pixel_data_invalid", where=file.shown, got=f"{values.shape} {values.dtype}")
+        plane[...] = values.view(np.uint16)
+
+
+def _fill_native(file: StoredFile, frames: list[tuple[int, np.ndarray]]) -> None:
+    size = file.rows * file.columns * 2
+    with file.path.open("rb", buffering=0) as handle:
+        content: bytes | None = None
+        if file.transfer_syntax == DEFLATED:
+            content = inflated(file.path, file.shown)
+        for index, plane in frames:
+            start = file.offset + index * size
+            if content is None:
+                handle.seek(start)
+                held = handle.readinto(memoryview(plane).cast("B"))  # type: ignore[arg-type]
+            else:
+                part = content[start : start + size]
+                held = len(part)
+                if held == size:
+                    plane[...] = np.frombuffer(part, "<u2").reshape(plane.shape)
+            if held != size:
+                raise InputRefused("truncated_file", where=file.shown)
+            if file.transfer_syntax == BIG_ENDIAN:
+                plane.byteswap(inplace=True)
+
+
+def _decoded(file: StoredFile, indices: list[int]) -> Iterator[np.ndarray]:
+    """The frames of a compressed object, as stored (no colour, no rescale)."""
+    import pydicom
+    from pydicom.pixels import get_decoder
+
+    name = pydicom.uid.UID(file.transfer_syntax).name
+    decoder = get_decoder(file.transfer_syntax)
+    if not decoder.is_available:
+        what = f'the images are compressed ({name}); install the decoders with: pip install "qsm-edge[codecs]"'
+        raise InputRefused("codec_missing", what, where=file.shown)
+    plugins: tuple[str, ...] = decoder.available_plugins
+    plugin = "gdcm" if "gdcm" in plugins else ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset: Any = pydicom.dcmread(file.path)
+            for index in indices:
+                yield decoder.as_array(dataset, index=index, raw=True, decoding_plugin=plugin)[0]
+    except InputRefused:
+        raise
+    except Exception as error:  # a decoder fails on broken input in any way it likes
+        raise InputRefused("pixel_data_invalid", where=file.shown, got=type(error).__name__) from None

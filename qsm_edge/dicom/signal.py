@@ -1,0 +1,200 @@
+"""Stored values -> magnitude, and phase in radians that grows with the field.
+
+What the numbers mean is judged by the numbers (the rescale, and where there is none the range that they fill), by the
+rows of `vendors.PHASE_SCALES`; what fits no row is refused. GE stores the conjugate, and in 3-D negates every second
+slice: whether it did is found in the data, as the median cosine of the phase step from slice to slice at the first
+echo, which is near +1 for smooth and near -1 for alternating slices. (An FFT shift undoes the negation only for an
+even number of slices, and guesses.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qsm_edge.dicom.pixels import read_stored
+from qsm_edge.dicom.records import IMAGINARY, MAGNITUDE, PHASE, REAL, Image, Plan
+from qsm_edge.dicom.vendors import PHASE_SCALES, VENDORS_BY_NAME, Vendor
+from qsm_edge.errors import InputRefused
+
+#: A median cosine beyond this is a verdict; between, the slices are neither smooth nor alternating.
+CHOP_DECIDED = 0.5
+#: Voxels with signal: this share of the bright end. Fewer pairs of them than that decide nothing.
+SIGNAL_SHARE, MIN_PAIRS = 0.2, 100
+#: A phase that fills its range comes this close to both ends (share of half a turn), and never exceeds them by more.
+FILLS, EXCEEDS = 0.03, 0.005
+#: Phase images that span less than this hold no phase.
+LEAST_SPAN_RAD = 0.1
+
+
+@dataclass(frozen=True)
+class Signal:
+    """magnitude, phase [rad] in (-pi, pi], both (echo, z, y, x) float32; how they were read, for the report."""
+
+    magnitude: np.ndarray
+    phase_rad: np.ndarray
+    scale: str
+    chop: str
+    sign: str
+
+
+def read_signal(plan: Plan) -> Signal:
+    """Read a plan's pixels and turn them into magnitude and phase.
+
+    Raises
+    ------
+    InputRefused
+        What `pixels.read_stored` raises; bad_rescale, unknown_phase_scale, phase_constant, phase_unwrapped,
+        unknown_component (negative magnitudes), no_magnitude (no signal at all), chop_undecided.
+    """
+    images = next(iter(plan.images.values()))
+    vendor = VENDORS_BY_NAME[images[0][0].vendor]
+    if set(plan.images) == {REAL, IMAGINARY}:
+        magnitude, phase, scale = _from_complex(plan, vendor)
+    else:
+        phase, scale = _phase(plan.images[PHASE], vendor)
+        magnitude = _magnitude(plan.images[MAGNITUDE])
+    chop = "not looked for"
+    if vendor.chopped:
+        chop = chop_verdict(magnitude[0], phase[0])
+        if chop == "chopped":
+            phase[:, 1::2] += np.where(phase[:, 1::2] > 0, np.float32(-np.pi), np.float32(np.pi))
+    if vendor.sign < 0:
+        np.negative(phase, out=phase)
+    _wrap(phase)
+    sign = "stored phase falls with the field, conjugated" if vendor.sign < 0 else "stored phase grows with the field"
+    return Signal(magnitude, phase, scale, chop, sign)
+
+
+def chop_verdict(magnitude: np.ndarray, phase: np.ndarray) -> str:
+    """'smooth' or 'chopped' out of the first echo, (z, y, x). Raises InputRefused chop_undecided."""
+    enough = SIGNAL_SHARE * float(np.percentile(magnitude, 98))
+    steps = [
+        np.cos(phase[z + 1] - phase[z])[np.minimum(magnitude[z], magnitude[z + 1]) > enough]
+        for z in range(len(magnitude) - 1)
+    ]
+    cosines = np.concatenate(steps)
+    median = float(np.median(cosines)) if cosines.size >= MIN_PAIRS else 0.0
+    if abs(median) < CHOP_DECIDED:
+        wanted = f"beyond +-{CHOP_DECIDED}"
+        raise InputRefused("chop_undecided", got=f"median cosine of the slice step {median:.2f}", wanted=wanted)
+    return "smooth" if median > 0 else "chopped"
+
+
+def _levels(image: Image) -> np.ndarray:
+    """What each of the 65536 bit patterns stands for before rescale: high bits dropped, sign extended. int32."""
+    bits = image.file.bits_stored
+    patterns, half = np.arange(1 << 16, dtype=np.int32) & ((1 << bits) - 1), 1 << (bits - 1)
+    return np.where(patterns >= half, patterns - 2 * half, patterns) if image.file.signed else patterns
+
+
+def _rescale(image: Image) -> tuple[float, float]:
+    return 1.0 if image.slope is None else image.slope, image.intercept or 0.0
+
+
+def _key(image: Image) -> tuple[float, float, int, bool]:
+    return (*_rescale(image), image.file.bits_stored, image.file.signed)
+
+
+def _translate(stored: np.ndarray, echoes: Sequence[Sequence[Image]], factor: float, offset: float = 0.0) -> np.ndarray:
+    """float32 ``(rescaled stored value + offset) * factor``, by table, so that equal numbers give equal bits."""
+    out = np.empty(stored.shape, dtype=np.float32)
+    tables: dict[tuple[float, float, int, bool], np.ndarray] = {}
+    for e, images in enumerate(echoes):
+        for z, image in enumerate(images):
+            key = _key(image)
+            if key not in tables:
+                tables[key] = ((_levels(image) * key[0] + key[1] + offset) * factor).astype(np.float32)
+            np.take(tables[key], stored[e, z], out=out[e, z], mode="clip")
+    return out
+
+
+def _magnitude(echoes: Sequence[Sequence[Image]]) -> np.ndarray:
+    magnitude = _translate(read_stored(echoes), echoes, 1.0)
+    if float(magnitude.min()) < 0:
+        raise InputRefused("unknown_component", "the magnitude images hold negative values")
+    if float(magnitude[0].max()) == 0:
+        raise InputRefused("no_magnitude", "the magnitude images are empty")
+    return magnitude
+
+
+def _phase(echoes: Sequence[Sequence[Image]], vendor: Vendor) -> tuple[np.ndarray, str]:
+    stored = read_stored(echoes)
+    spans: list[float] = []
+    ranges: dict[tuple[float, float, int, bool], tuple[Image, float, float]] = {}
+    for planes, images in zip(stored, echoes, strict=True):
+        ends = [_ends(plane, image) for plane, image in zip(planes, images, strict=True)]
+        spans.append(max(high for _, high in ends) - min(low for low, _ in ends))
+        for image, (low, high) in zip(images, ends, strict=True):
+            _, lowest, highest = ranges.get(_key(image), (image, low, high))
+            ranges[_key(image)] = image, min(low, lowest), max(high, highest)
+    if min(spans) == 0:
+        raise InputRefused("phase_constant", got=f"echo {spans.index(0) + 1} has a single value")
+    scales = {_scale(image, vendor, low, high) for image, low, high in ranges.values()}
+    if len(scales) != 1:
+        raise InputRefused("unknown_phase_scale", "the phase images do not share one scale")
+    scale, factor, offset = scales.pop()
+    if min(spans) * factor < LEAST_SPAN_RAD:
+        raise InputRefused("phase_constant", got=f"an echo spans {min(spans) * factor:.3f} rad")
+    return _translate(stored, echoes, factor, offset), scale
+
+
+def _ends(stored: np.ndarray, image: Image) -> tuple[float, float]:
+    """The lowest and the highest rescaled value of one image."""
+    slope, intercept = _rescale(image)
+    spare = 16 - image.file.bits_stored
+    values = (stored << spare).view(np.int16) >> spare if image.file.signed else (stored << spare) >> spare
+    ends = float(values.min()) * slope + intercept, float(values.max()) * slope + intercept
+    return min(ends), max(ends)
+
+
+def _scale(image: Image, vendor: Vendor, low: float, high: float) -> tuple[str, float, float]:
+    """Name of the scale, radians per rescaled unit, and what to add before, of phase values from `low` to `high`.
+
+    A rescale whose lowest value is half a turn of a row is believed. Without a rescale the values must reach both ends
+    of a row; only vendors whose sign is known are trusted with that.
+    """
+    slope, intercept = _rescale(image)
+    levels = _levels(image)
+    if (slope, intercept) != (1.0, 0.0):
+        bottom = -intercept if not image.file.signed else slope * -float(levels.min()) - intercept
+        for name, least, most, factor in PHASE_SCALES:
+            if least <= bottom <= most:
+                if max(-low, high) > most * (1 + EXCEEDS):
+                    raise InputRefused("phase_unwrapped", got=f"values from {low:g} to {high:g}", wanted=f"+-{most:g}")
+                return name, factor, 0.0
+    if vendor.name != "unknown":
+        for name, least, most, factor in PHASE_SCALES:
+            if min(-low, high) >= least * (1 - FILLS) and max(-low, high) <= most:
+                return f"{name}, by range", factor, 0.0
+        fills = 0 <= low <= 2048 * FILLS and 4095 - 2048 * FILLS <= high <= 4095
+        if vendor.full_range and (slope, intercept) == (1.0, 0.0) and fills:
+            return "12 bits for a turn, by range", math.pi / 2048, -2048.0
+    got = f"values from {low:g} to {high:g}, slope {slope:g}, intercept {intercept:g}"
+    raise InputRefused("unknown_phase_scale", got=got)
+
+
+def _from_complex(plan: Plan, vendor: Vendor) -> tuple[np.ndarray, np.ndarray, str]:
+    """Magnitude and phase of real and imaginary images; only the ratio and the sign of the two matter."""
+    if vendor.name == "unknown":
+        raise InputRefused("unknown_phase_scale", "the sign of real and imaginary images of this vendor is not known")
+    if len({_key(image) for images in plan.images.values() for echo in images for image in echo}) != 1:
+        raise InputRefused("bad_rescale", "real and imaginary images are scaled differently")
+    real, imaginary = (_translate(read_stored(plan.images[c]), plan.images[c], 1.0) for c in (REAL, IMAGINARY))
+    for part in (real, imaginary):
+        if float(np.ptp(part)) == 0 or float(part.min()) >= 0:
+            raise InputRefused("unknown_component", "the real or imaginary images hold no negative value")
+    imaginary += np.float32(0)  # -0 would turn a phase of pi into -pi
+    phase = np.arctan2(imaginary, real)
+    np.hypot(real, imaginary, out=real)
+    return real, phase, "real and imaginary"
+
+
+def _wrap(phase: np.ndarray) -> None:
+    """Into (-pi, pi], in place; values are less than a turn outside."""
+    turn, half = np.float32(2 * np.pi), np.float32(np.pi)
+    np.subtract(phase, turn, out=phase, where=phase > half)
+    np.add(phase, turn, out=phase, where=phase <= -half)

@@ -1,0 +1,194 @@
+"""Maps -> classic MR Image Storage that a PACS takes: one file per slice, signed 16 bit, real-world value mapping.
+
+There is no modality LUT in this object, so that a viewer shows the stored integers: they are the value in the unit of
+the series. The vendor's Manufacturer and private elements never come along, at no depth: readers scale by them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.uid import MRImageStorage
+
+from qsm_edge.dicom import codes
+from qsm_edge.dicom.common import RESEARCH_USE_ONLY, common_header, new_file, quietly, source_images
+from qsm_edge.dicom.copied import ascii_text, clean, decimal, decimals, texts
+from qsm_edge.dicom.uids import result_key, uid
+from qsm_edge.errors import UsageError
+from qsm_edge.types import Result
+
+#: Stored values are clipped to +-LIMIT; the same on both sides, so that negating a map negates its pixels.
+LIMIT = 32767
+#: Added to the source's SeriesNumber: far from what a scanner counts to, and different for different sources.
+SERIES_NUMBER_STEP = 9000
+
+
+@dataclass(frozen=True)
+class MapKind:
+    """How a map is stored: the stored integer times `slope` is the value in `unit`; `per_unit` units are 1 of ours."""
+
+    name: str
+    image_type: str
+    description: str
+    quantity: codes.Code
+    unit: codes.Code
+    per_unit: float
+    slope: float
+    window: tuple[int, int]
+    series_offset: int
+
+
+KINDS: dict[str, MapKind] = {
+    kind.name: kind
+    for kind in (
+        MapKind("chi", "QSM", "QSM chi", codes.MAGNETIC_SUSCEPTIBILITY, codes.PPB, 1000.0, 1.0, (0, 400), 0),
+        MapKind("field", "FIELD_MAP", "Total field", codes.FIELD_MAP, codes.PPB, 1000.0, 1.0, (0, 1000), 1),
+        MapKind("local", "LOCAL_FIELD", "Local field", codes.FIELD_MAP, codes.PPB, 1000.0, 1.0, (0, 100), 2),
+        MapKind("r2star", "R2_STAR", "R2*", codes.R2_STAR, codes.PER_SECOND, 1.0, 1.0, (50, 100), 3),
+    )
+}
+
+
+def volume_of(result: Result, kind: MapKind) -> np.ndarray:
+    """The map of `kind` (z, y, x) in our own unit. Raises UsageError where the result has none."""
+    volume = {
+        "chi": result.chi_ppm,
+        "field": result.field_ppm,
+        "local": result.local_ppm,
+        "r2star": result.r2star_per_s,
+    }[kind.name]
+    if volume is None:
+        raise UsageError("bad_call", f"this result has no map {kind.name!r}")
+    return np.asarray(volume)
+
+
+def stored_values(volume: np.ndarray, kind: MapKind) -> np.ndarray:
+    """`volume` as the integers that are written: rounded to the nearest, clipped to +-`LIMIT`; not a number is 0."""
+    scaled = np.rint(np.nan_to_num(volume.astype(np.float64) * (kind.per_unit / kind.slope), nan=0.0))
+    return np.clip(scaled, -LIMIT, LIMIT).astype(np.int16)
+
+
+def clipped_voxels(volume: np.ndarray, kind: MapKind = KINDS["chi"]) -> int:
+    """How many voxels do not fit into the stored range."""
+    return int(np.count_nonzero(np.abs(np.rint(volume * (kind.per_unit / kind.slope))) > LIMIT))
+
+
+def write_series(
+    result: Result, folder: Path, *, series_number: int | None = None, description: str | None = None
+) -> tuple[Path, ...]:
+    """Write the susceptibility map as a DICOM series into `folder`, one file per slice; returns the files.
+
+    `folder` appears complete or not at all. The same result gives the same bytes, but for the instance-creation time.
+
+    Parameters
+    ----------
+    result : on the grid of its series; sources and patient come from ``result.series.source``, either may be absent.
+    folder : is made; its parent is there.
+    series_number : 9000 more than that of the source by default.
+    description : goes into SeriesDescription instead of "QSM chi"; the unit and "research use only" are appended.
+
+    Raises
+    ------
+    UsageError
+        ``bad_call``: `folder` is there already and not empty.
+    """
+    return write_map(result, KINDS["chi"], folder, series_number=series_number, description=description)
+
+
+def write_map(
+    result: Result,
+    kind: MapKind,
+    folder: Path,
+    *,
+    series_number: int | None = None,
+    description: str | None = None,
+) -> tuple[Path, ...]:
+    """As `write_series`, for any of `KINDS`."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError("bad_call", "the folder for the series is there already", where=folder.name)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        names = []
+        for dataset in slices(result, kind, series_number=series_number, description=description):
+            names.append(f"{int(dataset.InstanceNumber):04d}.dcm")
+            with quietly():
+                dataset.save_as(part / names[-1], enforce_file_format=True)
+        part.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return tuple(folder / name for name in names)
+
+
+def slices(
+    result: Result, kind: MapKind, *, series_number: int | None = None, description: str | None = None
+) -> Iterator[FileDataset]:
+    """The datasets of a map, slice by slice along the first array axis, ready to be saved."""
+    stored = stored_values(volume_of(result, kind), kind)
+    series_uid = uid("series", kind.name, *result_key(result), stored)
+    with quietly():
+        common = common_header(result)
+        _series(common, kind, result, series_number, description)
+        common.SeriesInstanceUID = series_uid
+        _value_mapping(common, kind)
+    for z, plane in enumerate(stored):
+        with quietly():  # not around the loop: a caller that stops in the middle would leave it open
+            dataset = new_file(common, MRImageStorage, uid("image", series_uid, z))
+            _place(dataset, result, z)
+            dataset.add_new("SmallestImagePixelValue", "SS", int(plane.min()))
+            dataset.add_new("LargestImagePixelValue", "SS", int(plane.max()))
+            dataset.PixelData = plane.astype("<i2").tobytes()
+        yield dataset
+
+
+def _series(d: Dataset, kind: MapKind, result: Result, series_number: int | None, description: str | None) -> None:
+    template = result.series.source.template
+    source_number = clean("SeriesNumber", texts(template, "SeriesNumber"))
+    if series_number is None:
+        series_number = min(max(int(source_number or 0), 0), 2**31 - 1 - 2 * SERIES_NUMBER_STEP)
+        series_number += SERIES_NUMBER_STEP + kind.series_offset
+    d.SeriesNumber, d.Modality = str(series_number), "MR"
+    tail = f" [{kind.unit.meaning}] - {RESEARCH_USE_ONLY}"
+    d.SeriesDescription = ascii_text(description or kind.description, "LO")[: 64 - len(tail)].rstrip() + tail
+    d.ImageType = ["DERIVED", "PRIMARY", "OTHER", kind.image_type]
+    d.WindowCenter, d.WindowWidth = (str(value) for value in kind.window)
+
+
+def _value_mapping(d: Dataset, kind: MapKind) -> None:
+    """Pixels and what they mean: signed 16 bit, a real-world value for every stored one."""
+    d.SamplesPerPixel, d.PhotometricInterpretation = 1, "MONOCHROME2"
+    d.BitsAllocated, d.BitsStored, d.HighBit, d.PixelRepresentation = 16, 16, 15, 1
+    mapping = Dataset()
+    mapping.LUTExplanation, mapping.LUTLabel = f"{kind.quantity.meaning} in {kind.unit.meaning}", kind.name.upper()
+    mapping.add_new("RealWorldValueFirstValueMapped", "SS", -LIMIT)
+    mapping.add_new("RealWorldValueLastValueMapped", "SS", LIMIT)
+    mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept = kind.slope, 0.0
+    mapping.MeasurementUnitsCodeSequence = [codes.code_item(kind.unit)]
+    mapping.QuantityDefinitionSequence = [codes.quantity_item(kind.quantity)]
+    d.RealWorldValueMappingSequence = [mapping]
+
+
+def _place(d: Dataset, result: Result, z: int) -> None:
+    """Number, position and sources of one slice."""
+    geometry, source = result.series.geometry, result.series.source
+    affine, voxel = geometry.affine_lps, geometry.voxel_mm
+    columns, rows = affine[:3, 2] / voxel[2], affine[:3, 1] / voxel[1]
+    position = affine @ np.array([z, 0, 0, 1.0])
+    d.InstanceNumber = str(z + 1)
+    d.Rows, d.Columns = geometry.shape[1:]
+    d.ImageOrientationPatient = [decimal(round(float(cosine), 13) + 0.0) for cosine in (*columns, *rows)]
+    d.ImagePositionPatient, d.PixelSpacing = decimals(*position[:3]), decimals(*voxel[1:])
+    d.SliceLocation, d.SpacingBetweenSlices = decimals(float(position[:3] @ np.cross(columns, rows)), voxel[0])
+    d.SliceThickness = clean("SliceThickness", texts(source.template, "SliceThickness")) or d.SpacingBetweenSlices
+    images = source_images(source.slices[z] if z < len(source.slices) else ())
+    if images:
+        d.SourceImageSequence = images

@@ -1,0 +1,132 @@
+"""Layer 3: phase unwrapping. `METHODS[name](phase_rad, magnitude, mask, geometry, **options) -> unwrapped phase [rad]`.
+
+Input and output are (z, y, x) float32, valid inside `mask`, zero outside.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sparse
+from scipy.sparse import csgraph
+
+from qsm_edge.backend import namespace, on_host
+from qsm_edge.fft import crop, fast_shape, irfftn, pad, rfftn
+from qsm_edge.kernels import laplacian as laplacian_kernel
+from qsm_edge.types import Array, Geometry, OnIteration
+
+_TWO_PI = np.float32(2 * np.pi)
+
+
+@on_host
+def quality_tree(
+    phase_rad: Array, magnitude: Array, mask: Array, geometry: Geometry, *, on_iteration: OnIteration | None = None
+) -> Array:
+    """Exact quality-guided unwrapping along the maximum spanning tree of the voxel graph.
+
+    Region growing that always takes the most reliable border voxel next (ROMEO, best path) is Prim's algorithm, and its
+    result is the phase summed along a maximum spanning tree. Neighbours are joined by edges whose quality is the product
+    of phase coherence, 1 - |wrapped difference| / pi, and of the weaker magnitude relative to the local maximum of the
+    two, so that a tree path goes round dropout and noise. The result is congruent: it differs from the input by
+    multiples of 2 pi. Every connected piece of the mask is set to the multiple that brings its median nearest to zero.
+
+    Parameters: phase_rad (z, y, x) [rad]; magnitude (z, y, x) >= 0, any scale; mask bool.
+    Source: Dymerska et al., MRM 2021, doi:10.1002/mrm.28563; Abdul-Rahman et al., Appl Opt 2007,
+    doi:10.1364/AO.46.006623. NOT checked: that the phase holds a signal at all.
+    """
+    del geometry
+    mask = np.asarray(mask, dtype=bool)
+    number = np.full(mask.shape, -1, np.int32)
+    count = int(mask.sum())
+    number[mask] = np.arange(count, dtype=np.int32)
+    phase = np.asarray(phase_rad)[mask].astype(np.float32)
+    strength = np.asarray(magnitude)[mask].astype(np.float32)
+    firsts, seconds = [], []
+    for axis in range(3):
+        near, far = [slice(None)] * 3, [slice(None)] * 3
+        near[axis], far[axis] = slice(None, -1), slice(1, None)
+        i, j = number[tuple(near)], number[tuple(far)]
+        both = (i >= 0) & (j >= 0)
+        firsts.append(i[both])
+        seconds.append(j[both])
+    first, second = np.concatenate(firsts), np.concatenate(seconds)
+    if on_iteration:
+        on_iteration(0, 1.0)
+    order, parent = _spanning_forest(first, second, _edge_cost(phase, strength, first, second), count)
+    turns = np.zeros(count, np.int32)
+    turns[order] = -np.rint((phase[order] - phase[parent[order]]) / _TWO_PI).astype(np.int32)
+    turns, root = _sum_to_root(turns, parent)
+    unwrapped = phase + _TWO_PI * turns
+    for top in np.unique(root):  # one root a connected piece; a solid mask has one
+        piece = root == top if top != -1 else slice(None)
+        unwrapped[piece] -= _TWO_PI * np.rint(np.median(unwrapped[piece]) / _TWO_PI)
+    out = np.zeros(mask.shape, np.float32)
+    out[mask] = unwrapped
+    return out
+
+
+def _edge_cost(phase: np.ndarray, strength: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Cost of each edge, 1 (perfect) to 2 (worthless): one minus the quality, shifted because 0 means no edge."""
+    step = phase[first] - phase[second]
+    step -= _TWO_PI * np.rint(step / _TWO_PI)
+    coherence = 1 - np.abs(step) * np.float32(1 / np.pi)
+    a, b = strength[first], strength[second]
+    likeness = np.minimum(a, b) / np.maximum(np.maximum(a, b), np.finfo(np.float32).tiny)
+    typical = np.float32(max(float(np.median(strength)), np.finfo(np.float32).tiny))
+    presence = np.minimum(np.minimum(a, b) / (np.float32(0.5) * typical), 1)
+    return 2 - coherence * (0.5 + 0.5 * likeness) * (0.1 + 0.9 * presence)
+
+
+def _spanning_forest(
+    first: np.ndarray, second: np.ndarray, cost: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Minimum spanning forest as (voxels that have a parent, parent of every voxel; a root is its own parent)."""
+    graph = sparse.coo_array((cost, (first, second)), shape=(count, count)).tocsr()
+    tree = csgraph.minimum_spanning_tree(graph, overwrite=True)
+    tree = tree + tree.T
+    parent = np.arange(count, dtype=np.int32)
+    pieces, label = csgraph.connected_components(tree, directed=False)
+    starts = np.unique(label, return_index=True)[1] if pieces > 1 else np.zeros(1, np.intp)
+    sizes = np.bincount(label, minlength=pieces)
+    for start in starts[sizes[label[starts]] > 1]:
+        order, before = csgraph.breadth_first_order(tree, start, directed=True, return_predecessors=True)
+        parent[order[1:]] = before[order[1:]]
+    return np.flatnonzero(parent != np.arange(count, dtype=np.int32)), parent
+
+
+def _sum_to_root(steps: np.ndarray, parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of `steps` along the path from each node to its root, and that root, by pointer jumping."""
+    total, ahead = steps.copy(), parent.copy()
+    while True:
+        further = ahead[ahead]
+        if np.array_equal(further, ahead):
+            return total, ahead
+        total = total + total[ahead]
+        ahead = further
+
+
+def laplacian(
+    phase_rad: Array, magnitude: Array, mask: Array, geometry: Geometry, *, on_iteration: OnIteration | None = None
+) -> Array:
+    """Laplacian unwrapping: solves lap(u) = cos(p) lap(sin p) - sin(p) lap(cos p) with the phase mirrored at no edge.
+
+    Fast and smooth, but not congruent: it also takes away part of the background. For pictures, for a first look and for
+    a single noisy echo; the consensus paper advises against it for quantification (doi:10.1002/mrm.30006).
+
+    Source: Schofield & Zhu, Opt Lett 2003, doi:10.1364/OL.28.001194. `magnitude` is not used.
+    """
+    del magnitude
+    xp = namespace(phase_rad)
+    shape = fast_shape(phase_rad.shape, margin=8)
+    kernel = laplacian_kernel(shape, geometry.voxel_mm, phase_rad)
+    sine, cosine = pad(xp.sin(phase_rad), shape), pad(xp.cos(phase_rad), shape)
+    source = cosine * irfftn(kernel * rfftn(sine), shape) - sine * irfftn(kernel * rfftn(cosine), shape)
+    at_zero = kernel == 0
+    inverse = xp.where(at_zero, xp.zeros_like(kernel), 1 / xp.where(at_zero, xp.ones_like(kernel), kernel))
+    solution = crop(irfftn(inverse * rfftn(source), shape), phase_rad.shape)
+    if on_iteration:
+        on_iteration(1, 0.0)
+    inside = xp.astype(mask, solution.dtype)
+    return (solution - xp.sum(solution * inside) / xp.sum(inside)) * inside
+
+
+METHODS = {"romeo": quality_tree, "laplacian": laplacian}
