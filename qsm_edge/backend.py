@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -158,15 +159,33 @@ def _available_host_bytes() -> int:
     return min(limits) if limits else 2**62
 
 
+def reset_peak(device: str) -> None:
+    """Let the next `peak_bytes` speak of what comes from here on, where the system can (Linux)."""
+    if device == "cuda":
+        return
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as control:
+            control.write("5")
+    except OSError:
+        pass
+
+
 def peak_bytes(device: str) -> int:
-    """The process's peak resident memory in bytes so far (CPU), or what CuPy's pool holds (CUDA)."""
+    """Peak resident memory [bytes] of the process since `reset_peak` (CPU), or what CuPy's pool holds (CUDA)."""
     if device == "cuda":
         cupy = cupy_module()
         if cupy is not None:
             return int(cupy.get_default_memory_pool().total_bytes())
     try:
-        import resource
+        with open("/proc/self/status", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return _peak_by_rusage()
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def _peak_by_rusage() -> int:
+    try:
+        import resource
     except ImportError:  # Windows
         return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

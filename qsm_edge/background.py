@@ -7,23 +7,13 @@ value, and the local field is zero outside it. Radii are in mm and never below a
 
 from __future__ import annotations
 
-import numpy as np
-import scipy.ndimage as ndi
-
 from qsm_edge import kernels
-from qsm_edge.backend import namespace, on_host
+from qsm_edge.backend import namespace
+from qsm_edge.distance import depth_mm
 from qsm_edge.fft import crop, fast_shape, irfftn, pad, rfftn
 from qsm_edge.solvers import cg
 from qsm_edge.tfi import tfi
 from qsm_edge.types import Array, Geometry, OnIteration
-
-
-@on_host
-def depth_mm(mask: Array, geometry: Geometry) -> Array:
-    """Distance [mm] of every voxel of the mask to the nearest voxel outside it; the volume's border counts as outside."""
-    padded = np.pad(np.asarray(mask, dtype=bool), 1)
-    depth = ndi.distance_transform_edt(padded, sampling=geometry.voxel_mm)
-    return np.ascontiguousarray(depth[1:-1, 1:-1, 1:-1]).astype(np.float32)
 
 
 def _margin(geometry: Geometry, radius_mm: float) -> tuple[int, int, int]:

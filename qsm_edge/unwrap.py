@@ -6,7 +6,7 @@ Input and output are (z, y, x) float32, valid inside `mask`, zero outside.
 from __future__ import annotations
 
 import numpy as np
-import scipy.sparse as sparse
+from scipy import sparse
 from scipy.sparse import csgraph
 
 from qsm_edge.backend import namespace, on_host

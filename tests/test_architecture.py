@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "qsm_edge"
 
-STAGES = {"unwrap", "echoes", "background", "invert", "reference", "masking", "network", "quality"}
+STAGES = {"unwrap", "echoes", "weights", "background", "invert", "reference", "masking", "network", "quality"}
 MEMBERS = {"tfi": "background"}  # a method of a stage in a file of its own
 BORDER = 4.5  # files in and out: imports layer 0 and itself only
 LAYER: dict[str, float] = {

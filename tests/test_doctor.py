@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from types import SimpleNamespace
@@ -53,9 +54,12 @@ def test_the_case_is_oblique_wraps_and_has_its_sinus_outside_the_head():
     assert away > selftest.HEAD_RADIUS_MM + selftest.AIR_RADIUS_MM
 
 
+phantom = functools.cache(selftest.phantom)
+
+
 def perfect(scale: float = 1.0) -> Any:
     """A stand-in for the chain that knows the answer, off by a factor."""
-    _, _, field, chi = selftest.phantom()
+    _, _, field, chi = phantom()
 
     def reconstruct(series, recipe, *, mask, device, progress):
         return SimpleNamespace(series=series, chi_ppm=scale * chi, field_ppm=field, mask=mask)
@@ -87,6 +91,7 @@ def test_each_measure_has_a_bound_and_nan_is_beyond_it(name, value):
 def quick(monkeypatch):
     """The doctor with a chain that knows the answer and a small transform, so that only the doctor is tested."""
     monkeypatch.setattr("qsm_edge.pipeline.reconstruct", perfect())
+    monkeypatch.setattr(selftest, "phantom", phantom)
     monkeypatch.setattr(doctor, "FFT_SHAPE", (8, 8, 8))
     return monkeypatch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from pathlib import Path
 
 import nibabel
@@ -72,12 +73,13 @@ def decoded(datasets, geometry, echo_times_s, encoding):
     for component, echo_time, position, orientation, plane in images(datasets):
         index = inverse @ [*map(float, position), 1.0]
         z, echo = round(index[0]), int(np.argmin(np.abs(np.asarray(echo_times_s) * 1e3 - echo_time)))
-        np.testing.assert_allclose(index, [z, 0, 0, 1], atol=1e-6)
-        np.testing.assert_allclose(np.asarray(orientation, float), [*unit[:, 2], *unit[:, 1]], atol=1e-9)
-        assert echo_time == pytest.approx(1e3 * echo_times_s[echo])
-        volume = parts.setdefault(component, np.full((len(echo_times_s), *geometry.shape), np.nan))
-        assert np.isnan(volume[echo, z]).all(), "the same image twice"
-        volume[echo, z] = plane
+        assert np.abs(index - [z, 0, 0, 1]).max() < 1e-6
+        assert np.abs(np.asarray(orientation, float) - [*unit[:, 2], *unit[:, 1]]).max() < 1e-9
+        assert abs(echo_time - 1e3 * echo_times_s[echo]) < 1e-9
+        if component not in parts:
+            parts[component] = np.full((len(echo_times_s), *geometry.shape), np.nan)
+        assert np.isnan(parts[component][echo, z]).all(), "the same image twice"
+        parts[component][echo, z] = plane
     assert not any(np.isnan(volume).any() for volume in parts.values())
     if "R" in parts:
         values = parts["R"] + 1j * parts["I"]
@@ -173,6 +175,7 @@ def test_all_samples_together_are_small():
     assert sum(p.stat().st_size for p in FOLDER.rglob("*") if p.is_file()) < 25e6
 
 
+@cache
 def shipped(encoding):
     return [pydicom.dcmread(path) for path in sorted((FOLDER / encoding).iterdir())]
 
@@ -206,8 +209,7 @@ def test_the_generator_makes_what_is_shipped():
         difference = made.pixel_array.astype(int) - there.pixel_array
         difference = np.where(np.abs(difference) > 4000, 0, difference)  # a phase may round across the end of its range
         assert np.abs(difference).max() <= 1
-        del made.PixelData, there.PixelData
-        assert made == there
+        assert [e for e in made if e.keyword != "PixelData"] == [e for e in there if e.keyword != "PixelData"]
     assert (
         np.abs(np.asarray(nibabel.load(FOLDER / "chi_true.nii.gz").dataobj).transpose(2, 1, 0) - chi_ppm).max() < 1e-3
     )

@@ -86,7 +86,7 @@ def split_repetitions(images: Sequence[Image]) -> list[Unit]:
     Only a series that holds a place more than once is split: acquisition and temporal numbers count other things too,
     and a single image more is no repetition. What cannot be told apart stays together, to be refused.
     """
-    if not collides(images):
+    if not collides(images) or two_patients(images):
         return [Unit(tuple(images))]
     keys: tuple[Callable[[Image], object], ...] = (
         lambda image: image.encoding,  # the same series exported twice, as classic and as enhanced objects
@@ -104,6 +104,11 @@ def split_repetitions(images: Sequence[Image]) -> list[Unit]:
         if len(groups) > 1 and 2 * min(sizes) >= max(sizes) and not any(map(collides, groups.values())):
             return [Unit(tuple(group)) for group in groups.values()]
     return [Unit(tuple(images))]
+
+
+def two_patients(images: Sequence[Image]) -> bool:
+    """Whether the images name more than one patient; what is not told contradicts nothing."""
+    return any(len({value for value in part if value}) > 1 for part in zip(*(i.patient for i in images), strict=True))
 
 
 def collides(images: Sequence[Image]) -> bool:

@@ -59,9 +59,6 @@ def common_header(result: Result) -> Dataset:
     )
     d.LossyImageCompression, d.BurnedInAnnotation, d.ContentQualification = "00", "NO", "RESEARCH"
     d.ContributingEquipmentSequence = [_scanner(source.template), _ourselves(result)]
-    series = referenced_series(instance for images in source.slices for instance in images)
-    if series:
-        d.ReferencedSeriesSequence = series
     return d
 
 
@@ -112,7 +109,7 @@ def source_images(instances: Iterable[SourceInstance]) -> list[Dataset]:
 
 
 def referenced_series(instances: Iterable[SourceInstance]) -> list[Dataset]:
-    """ReferencedSeriesSequence: every object once, below its series."""
+    """ReferencedSeriesSequence: every object that is referred to once, below its series."""
     series: dict[str, dict[str, str]] = defaultdict(dict)
     for instance in instances:
         series[instance.series_uid][instance.sop_instance_uid] = instance.sop_class_uid

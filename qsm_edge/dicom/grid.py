@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from qsm_edge.dicom.assemble import ECHO_TIME_MS, SAME_DIRECTION, Unit, prefer_pair, same_grid
+from qsm_edge.dicom.assemble import ECHO_TIME_MS, SAME_DIRECTION, Unit, prefer_pair, same_grid, two_patients
 from qsm_edge.dicom.records import COMPONENT_NAMES, IMAGINARY, MAGNITUDE, PHASE, REAL, UNKNOWN, Image, Plan
 from qsm_edge.errors import InputRefused
 from qsm_edge.types import Geometry, Note
@@ -65,9 +65,8 @@ def plan(unit: Unit, numbers: Mapping[str, frozenset[int]]) -> tuple[Plan, Geome
 
 
 def _check_identity(images: Sequence[Image]) -> None:
-    for part in zip(*(image.patient for image in images), strict=True):
-        if len({value for value in part if value}) > 1:
-            raise InputRefused("two_patients")
+    if two_patients(images):
+        raise InputRefused("two_patients")
     if len({image.study_uid for image in images}) > 1:
         raise InputRefused("two_acquisitions", "the images of one series name two studies")
     renamed = sum(image.file.renamed for image in images)
@@ -105,7 +104,10 @@ def _check_grid(images: Sequence[Image]) -> None:
         row, column = np.array(image.orientation[:3]), np.array(image.orientation[3:])
         if len(image.orientation) != 6 or len(image.position) != 3 or len(image.spacing) != 2:
             raise InputRefused("bad_geometry", "position, orientation or pixel spacing is missing")
-        if np.abs([row @ row - 1, column @ column - 1, row @ column]).max() > 2e-3:
+        if (
+            max(map(abs, image.orientation)) > 1.01
+            or np.abs([row @ row - 1, column @ column - 1, row @ column]).max() > 2e-3
+        ):
             raise InputRefused("bad_geometry", "the orientation is no pair of perpendicular unit vectors")
         if min(image.spacing) <= 0.01 or max(image.spacing) > 100 or max(map(abs, image.position)) > 1e4:
             raise InputRefused("bad_geometry", "position or pixel spacing is out of bounds")

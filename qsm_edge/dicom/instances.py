@@ -177,8 +177,10 @@ def _image(header: Header, root: Header, stored: StoredFile, frame: int, fault: 
     numbers = _Numbers(header, fault)
     slope = numbers.one(0x00281053, "bad_rescale", "the rescale slope")
     intercept = numbers.one(0x00281052, "bad_rescale", "the rescale intercept")
-    if slope == 0:
-        numbers.fault = numbers.fault or Verdict("bad_rescale", "the rescale slope is zero", refuse=True)
+    if (slope is None) != (intercept is None):
+        numbers.fault = numbers.fault or Verdict("bad_rescale", "of slope and intercept one is missing", refuse=True)
+    if slope is not None and not 0 < abs(slope) < 1e9 or abs(intercept or 0) > 1e12:
+        numbers.fault = numbers.fault or Verdict("bad_rescale", "the rescale is zero or beyond reason", refuse=True)
     position = numbers.many(0x00200032, "bad_geometry", "the position")
     orientation = numbers.many(0x00200037, "bad_geometry", "the orientation")
     spacing = numbers.many(0x00280030, "bad_geometry", "the pixel spacing")
@@ -279,7 +281,7 @@ def _echo_number(header: Header, vendor: vendors.Vendor) -> int:
     if not told and vendor.echo_index is not None:
         where = vendor.echo_index
         texts = header.private_texts(where.group, where.creator, where.element)
-        index = re.match(r"[A-Z]_(\d+)_", texts[0]) if texts else None
+        index = re.match(r"(?:[A-Z]+_)?(\d+)_", texts[0]) if texts else None
         told = int(index[1]) if index else 0
     return told
 

@@ -132,19 +132,21 @@ def _look_through(
     folder: tempfile.TemporaryDirectory[str] | None,
 ) -> Inventory:
     images: list[Image] = []
-    refused: list[Refusal] = []
+    spoilt: dict[tuple[str, str], list[str]] = defaultdict(list)
     strays: dict[tuple[str, str], list[str]] = defaultdict(list)
     for number, (path, shown) in enumerate(files, start=1):
         try:
             found = read_images(path, shown)
-        except (InputRefused, OSError) as error:
-            code, text = "truncated_file", "the file cannot be read"
+        except Exception as error:  # whatever a hostile file does to the parser, the others go on
+            code, text = "corrupt_header", f"the file cannot be understood ({type(error).__name__})"
+            if isinstance(error, OSError):
+                code, text = "truncated_file", "the file cannot be read"
             if isinstance(error, InputRefused):
                 code, text = error.code, error.what
             if code in ("not_dicom", "empty_file") and not shown.lower().endswith(_DICOM_NAMES):
                 strays[code, text].append(shown)
             else:
-                refused.append(Refusal(code, text, "", (shown,)))
+                spoilt[code, text].append(shown)
         else:
             if isinstance(found, list):
                 images += found
@@ -152,6 +154,7 @@ def _look_through(
                 strays[found.code, found.text].append(shown)
         if progress is not None:
             progress(number, len(files))
+    refused = [Refusal(code, text, "", tuple(shown)) for (code, text), shown in spoilt.items()]
     ignored += [Ignored(code, text, tuple(shown)) for (code, text), shown in strays.items()]
     kept, dropped = drop_duplicates(images)
     acquisitions: list[Acquisition] = []

@@ -34,7 +34,7 @@ def parametric_map(result: Result) -> Dataset:
     from pydicom.sr.coding import Code
 
     chi_ppm = np.ascontiguousarray(result.chi_ppm, dtype=np.float32)
-    images = list(slices(result, KINDS["chi"]))
+    images = list(slices(result, KINDS["chi"], sources=False))
     key = ("parametric map", *result_key(result), chi_ppm)
     version = ascii_text(result.provenance.version, "LO")
     reach = float(np.abs(chi_ppm).max())

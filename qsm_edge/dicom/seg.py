@@ -41,10 +41,10 @@ def segmentation(result: Result) -> Dataset:
     mask = np.ascontiguousarray(result.brain, dtype=bool)
     if not mask.any():
         raise InternalError("internal", "a result without a mask", wanted="at least one voxel")
-    images = list(slices(result, KINDS["chi"]))
-    key = ("seg", *result_key(result), mask)
+    images = list(slices(result, KINDS["chi"], sources=False))
+    key = ("seg", *result_key(result), mask, images[0].SeriesInstanceUID)
     version = ascii_text(result.provenance.version, "LO")
-    method = next((record.method for record in result.provenance.stages if record.stage == "mask"), "")
+    method = next((record.method for record in result.provenance.stages if record.stage in ("mask", "masking")), "")
     algorithm_type, family = _how(method)
     with quietly():
         description = SegmentDescription(
@@ -54,7 +54,7 @@ def segmentation(result: Result) -> Dataset:
             segmented_property_type=Code(*codes.BRAIN),
             algorithm_type=algorithm_type,
             algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-                name=ascii_text(f"{MANUFACTURER} mask {method}", "LO"), family=Code(*family), version=version
+                name=ascii_text(f"{MANUFACTURER} mask {method}".strip(), "LO"), family=Code(*family), version=version
             ),
             tracking_uid=uid("tracking", *key),
             tracking_id=f"{MANUFACTURER} brain",

@@ -154,15 +154,13 @@ def _ends(stored: np.ndarray, image: Image) -> tuple[float, float]:
 def _scale(image: Image, vendor: Vendor, low: float, high: float) -> tuple[str, float, float]:
     """Name of the scale, radians per rescaled unit, and what to add before, of phase values from `low` to `high`.
 
-    A rescale whose lowest value is half a turn of a row is believed. Without a rescale the values must reach both ends
-    of a row; only vendors whose sign is known are trusted with that.
+    A rescale that lays a whole number of bits over a row's turn is believed. Else the values themselves must reach both
+    ends of a row; only vendors whose sign is known are trusted with that.
     """
     slope, intercept = _rescale(image)
-    levels = _levels(image)
     if (slope, intercept) != (1.0, 0.0):
-        bottom = -intercept if not image.file.signed else slope * -float(levels.min()) - intercept
         for name, least, most, factor in PHASE_SCALES:
-            if least <= bottom <= most:
+            if _spans_turn(image, least, most):
                 if max(-low, high) > most * (1 + EXCEEDS):
                     raise InputRefused("phase_unwrapped", got=f"values from {low:g} to {high:g}", wanted=f"+-{most:g}")
                 return name, factor, 0.0
@@ -175,6 +173,17 @@ def _scale(image: Image, vendor: Vendor, low: float, high: float) -> tuple[str, 
             return "12 bits for a turn, by range", math.pi / 2048, -2048.0
     got = f"values from {low:g} to {high:g}, slope {slope:g}, intercept {intercept:g}"
     raise InputRefused("unknown_phase_scale", got=got)
+
+
+def _spans_turn(image: Image, least: float, most: float) -> bool:
+    """Whether the rescale takes the ends of some number of bits to minus and plus half a turn."""
+    slope, intercept = _rescale(image)
+    for bits in range(8, image.file.bits_stored + 1):
+        first = -(1 << (bits - 1)) if image.file.signed else 0
+        bottom, top = first * slope + intercept, (first + (1 << bits) - 1) * slope + intercept
+        if least <= -bottom <= most and least * (1 - EXCEEDS) <= top <= most * (1 + EXCEEDS):
+            return True
+    return False
 
 
 def _from_complex(plan: Plan, vendor: Vendor) -> tuple[np.ndarray, np.ndarray, str]:

@@ -23,6 +23,8 @@ from qsm_edge.errors import InputRefused
 from qsm_edge.types import Geometry, Source, SourceInstance
 
 _MULTI_FRAME = (0x52009229, 0x52009230, 0x00280008, 0x00209221, 0x00209222)
+#: Sequences and bulk are of no use to the output.
+_NO_VALUES = ("SQ", "OB", "OD", "OF", "OL", "OV", "OW", "UN")
 #: Enhanced elements under their classic names, with how the value changes.
 _CLASSIC_NAMES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "TransmitterFrequency": ("ImagingFrequency", {}),
@@ -65,11 +67,13 @@ def _take(out: Dataset, source: Dataset) -> None:
     for tag in list(source.keys()):
         if tag.is_private or tag.group in (0x0002, 0x7FE0, 0xFFFA, 0xFFFC) or tag in _MULTI_FRAME:
             continue
+        if source.get_item(tag).VR in _NO_VALUES:
+            continue
         try:
             element = source[tag]
         except Exception:  # a value that pydicom cannot convert is as good as absent
             continue
-        if element.VR not in ("SQ", "OB", "OW", "OF", "OD", "UN"):
+        if element.VR not in _NO_VALUES:
             out.add(element)
 
 

@@ -184,7 +184,7 @@ def vendor_of(header: Header) -> Vendor:
     """The vendor by what the images look like, then by Manufacturer, then by the private groups.
 
     The look comes first because routers rewrite Manufacturer and add tags of their own kind. GE, whose phase is read
-    with the opposite sign, is believed only where the private groups do not speak against it.
+    with the opposite sign, is believed only where its private groups bear it out.
     """
     types, maker = set(image_type(header)[2:]), header.text(_MANUFACTURER)
     looks = [v for v in VENDORS if types & v.tokens]
@@ -193,8 +193,8 @@ def vendor_of(header: Header) -> Vendor:
     named = next(v for v in VENDORS if re.search(v.manufacturer, maker, re.IGNORECASE))
     creators = header.creators(_CREATOR_GROUPS)
     marked = [v for v in VENDORS if creators & v.creators]
-    if named.name == "unknown" or (named.name == "ge" and marked and named not in marked):
-        return marked[0] if len(marked) == 1 else named
+    if named.name == "unknown" or (named.sign < 0 and named not in marked):
+        return marked[0] if len(marked) == 1 else VENDORS_BY_NAME["unknown"]
     return named
 
 

@@ -6,8 +6,8 @@ the series. The vendor's Manufacturer and private elements never come along, at 
 
 from __future__ import annotations
 
+import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import MRImageStorage
 
 from qsm_edge.dicom import codes
-from qsm_edge.dicom.common import RESEARCH_USE_ONLY, common_header, new_file, quietly, source_images
+from qsm_edge.dicom.common import RESEARCH_USE_ONLY, common_header, new_file, quietly, referenced_series, source_images
 from qsm_edge.dicom.copied import ascii_text, clean, decimal, decimals, texts
 from qsm_edge.dicom.uids import result_key, uid
 from qsm_edge.errors import UsageError
@@ -112,14 +112,15 @@ def write_map(
     """As `write_series`, for any of `KINDS`."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError("bad_call", "the folder for the series is there already", where=folder.name)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
     try:
         names = []
         for dataset in slices(result, kind, series_number=series_number, description=description):
             names.append(f"{int(dataset.InstanceNumber):04d}.dcm")
             with quietly():
                 dataset.save_as(part / names[-1], enforce_file_format=True)
-        part.chmod(0o755)
         if folder.exists():
             folder.rmdir()
         part.rename(folder)
@@ -130,9 +131,17 @@ def write_map(
 
 
 def slices(
-    result: Result, kind: MapKind, *, series_number: int | None = None, description: str | None = None
+    result: Result,
+    kind: MapKind,
+    *,
+    series_number: int | None = None,
+    description: str | None = None,
+    sources: bool = True,
 ) -> Iterator[FileDataset]:
-    """The datasets of a map, slice by slice along the first array axis, ready to be saved."""
+    """The datasets of a map, slice by slice along the first array axis, ready to be saved.
+
+    sources: name the images that each slice came from; whoever needs the slices only to refer to them saves the time.
+    """
     stored = stored_values(volume_of(result, kind), kind)
     series_uid = uid("series", kind.name, *result_key(result), stored)
     with quietly():
@@ -144,6 +153,8 @@ def slices(
         with quietly():  # not around the loop: a caller that stops in the middle would leave it open
             dataset = new_file(common, MRImageStorage, uid("image", series_uid, z))
             _place(dataset, result, z)
+            if sources:
+                _name_sources(dataset, result, z)
             dataset.add_new("SmallestImagePixelValue", "SS", int(plane.min()))
             dataset.add_new("LargestImagePixelValue", "SS", int(plane.max()))
             dataset.PixelData = plane.astype("<i2").tobytes()
@@ -178,7 +189,7 @@ def _value_mapping(d: Dataset, kind: MapKind) -> None:
 
 
 def _place(d: Dataset, result: Result, z: int) -> None:
-    """Number, position and sources of one slice."""
+    """Number and position of one slice."""
     geometry, source = result.series.geometry, result.series.source
     affine, voxel = geometry.affine_lps, geometry.voxel_mm
     columns, rows = affine[:3, 2] / voxel[2], affine[:3, 1] / voxel[1]
@@ -189,6 +200,10 @@ def _place(d: Dataset, result: Result, z: int) -> None:
     d.ImagePositionPatient, d.PixelSpacing = decimals(*position[:3]), decimals(*voxel[1:])
     d.SliceLocation, d.SpacingBetweenSlices = decimals(float(position[:3] @ np.cross(columns, rows)), voxel[0])
     d.SliceThickness = clean("SliceThickness", texts(source.template, "SliceThickness")) or d.SpacingBetweenSlices
-    images = source_images(source.slices[z] if z < len(source.slices) else ())
-    if images:
-        d.SourceImageSequence = images
+
+
+def _name_sources(d: Dataset, result: Result, z: int) -> None:
+    of = result.series.source.slices
+    used = of[z] if z < len(of) else ()
+    if used:
+        d.SourceImageSequence, d.ReferencedSeriesSequence = source_images(used), referenced_series(used)

@@ -34,10 +34,17 @@ def all_objects(result, folder):
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_nothing_can_be_said_against_any_object(tmp_path, encoding):
+def test_nothing_can_be_said_against_any_series_and_mask(tmp_path, encoding):
     result = results.result(results.source(encoding))
-    for path in all_objects(result, tmp_path):
-        if path.parent == tmp_path or path.name in ("0001.dcm", "0004.dcm"):
+    chi = write_series(result, tmp_path / "chi")
+    for path in (chi[0], chi[3], write_seg(result, tmp_path / "mask.dcm")):
+        assert judges.verdict(path) == [], path.name
+
+
+@pytest.mark.parametrize("encoding", ["siemens_xa_enhanced", "philips_classic"])
+def test_nothing_can_be_said_against_any_other_map(tmp_path, encoding):
+    for path in all_objects(results.result(results.source(encoding)), tmp_path):
+        if path.parent == tmp_path or path.name == "0002.dcm":
             assert judges.verdict(path) == [], path.name
 
 

@@ -7,8 +7,10 @@ import copy
 import dicom_factory as factory
 import numpy as np
 import pytest
+import results
 
-from qsm_edge.dicom import find, read_series
+from qsm_edge.dicom import find, read_series, write_series
+from qsm_edge.dicom.seg import write_seg
 from qsm_edge.errors import InputRefused
 
 
@@ -300,3 +302,31 @@ def test_what_was_not_dicom_at_all(tmp_path):
     (folder / "text.dcm").write_text("this is no DICOM")
     (folder / "nothing.IMA").write_bytes(b"")
     assert codes(folder) == (1, ["empty_file", "not_dicom"], ["empty_file", "not_dicom"])
+
+
+def test_two_repetitions_of_which_one_is_not_complete(tmp_path):
+    datasets = factory.repeated(factory.scan("philips_classic"), value("AcquisitionNumber", 2))
+    folder = factory.write(datasets[:-1], tmp_path / "in")
+    assert codes(folder) == (1, ["missing_slice"], [])
+
+
+def test_repetitions_of_a_series_that_names_two_patients(tmp_path):
+    def other(dataset):
+        dataset.AcquisitionNumber, dataset.PatientID = 2, "SYN02"
+
+    datasets = factory.repeated(factory.scan("philips_classic"), other)
+    assert codes(factory.write(datasets, tmp_path / "in")) == (0, ["two_patients"], [])
+
+
+def test_our_own_output_is_recognised_and_ignored(tmp_path):
+    """Map, mask and parametric map, all that a router may send back, beside the acquisition that they came from."""
+    factory.write(factory.scan("siemens_classic"), tmp_path / "in" / "gre")
+    result = results.result()
+    write_series(result, tmp_path / "in" / "chi")
+    write_seg(result, tmp_path / "in" / "mask.dcm")
+    with find(tmp_path / "in") as inventory:
+        assert len(inventory.acquisitions) == 1
+        assert not inventory.refused
+        (ignored,) = inventory.ignored
+    assert ignored.code == "own_output"
+    assert len(ignored.files) == results.SHAPE[0] + 1
