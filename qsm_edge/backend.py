@@ -61,7 +61,10 @@ def on_host(function: _Function) -> _Function:
         arrays = [a for a in (*args, *options.values()) if compat.is_array_api_obj(a)]
         if all(isinstance(a, np.ndarray) for a in arrays):
             return function(*args, **options)
-        fetch = lambda a: to_host(a) if compat.is_array_api_obj(a) else a  # noqa: E731
+
+        def fetch(a: Any) -> Any:
+            return to_host(a) if compat.is_array_api_obj(a) else a
+
         out = function(*map(fetch, args), **{k: fetch(v) for k, v in options.items()})
         if isinstance(out, tuple):
             return tuple(like(o, arrays[0]) if isinstance(o, np.ndarray) else o for o in out)

@@ -7,6 +7,8 @@ value, and the local field is zero outside it. Radii are in mm and never below a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qsm_edge import kernels
 from qsm_edge.backend import namespace
 from qsm_edge.distance import depth_mm
@@ -238,4 +240,11 @@ def pdf(
     return inside * (field_ppm - mean - crop(convolve(outside * sources), field_ppm.shape)), mask
 
 
-METHODS = {"tfi": tfi, "pdf": pdf, "vsharp": vsharp, "resharp": resharp, "lbv": lbv, "ismv": ismv}
+METHODS: dict[str, Callable[..., tuple[Array, Array]]] = {
+    "tfi": tfi,
+    "pdf": pdf,
+    "vsharp": vsharp,
+    "resharp": resharp,
+    "lbv": lbv,
+    "ismv": ismv,
+}

@@ -101,7 +101,6 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--quiet", action="store_true", help="show no progress")
 
     sub = command("doctor", _doctor, "Check this installation, and its numbers on a case with a known answer.")
-    sub.add_argument("--recipe", default="default", metavar="NAME|FILE", help="the chain to check (%(default)s)")
     sub.add_argument("--quiet", action="store_true", help="show no progress")
 
     sub = command("recipe", _recipe, "Print a recipe with every option resolved, as TOML that --recipe takes.")
@@ -202,7 +201,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
     progress = Progress(sys.stderr, quiet=args.quiet)
     try:
-        report = examine(progress, recipe=args.recipe)
+        report = examine(progress)
     finally:
         progress.clear()
     if args.json:

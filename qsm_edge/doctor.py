@@ -20,15 +20,11 @@ LOW_MEMORY_BYTES = 3e9
 LOW_DISK_BYTES = 1e9
 
 
-def examine(progress: Progress, *, recipe: str = "default") -> dict[str, Any]:
+def examine(progress: Progress) -> dict[str, Any]:
     """Everything worth knowing about this installation, as plain values for JSON; ``healthy`` is the verdict.
 
     ``errors`` are sentences about what makes results wrong or impossible, ``warnings`` about what is worth mending.
-    Raises UsageError for an unknown recipe.
     """
-    from qsm_edge.recipe import Recipe
-
-    chain = Recipe.load(recipe)
     errors: list[str] = []
     warnings: list[str] = []
     progress("looking", 0.0, "versions, devices, memory")
@@ -45,7 +41,7 @@ def examine(progress: Progress, *, recipe: str = "default") -> dict[str, Any]:
     }
     progress("timing", 0.0, "Fourier transforms")
     report["fft"] = _fft()
-    report["self_test"] = _self_test(chain, progress, errors)
+    report["self_test"] = _self_test(progress, errors)
     return report | {"errors": errors, "warnings": warnings, "healthy": not errors}
 
 
@@ -167,13 +163,13 @@ def _fft() -> dict[str, Any]:
     }
 
 
-def _self_test(recipe: Any, progress: Progress, errors: list[str]) -> list[dict[str, Any]]:
+def _self_test(progress: Progress, errors: list[str]) -> list[dict[str, Any]]:
     from qsm_edge import backend, selftest
 
     records: list[dict[str, Any]] = []
     devices = ["cpu", *(["cuda"] if len(backend.devices()) > 1 else [])]
     try:
-        for record in selftest.self_test(recipe, devices, progress):
+        for record in selftest.self_test(devices, progress):
             records.append(record)  # one by one: what the CPU said stays if the accelerator then breaks
     except QsmEdgeError as error:
         errors.append(f"the self-test was refused: {error}")

@@ -219,8 +219,9 @@ def hdqsm(
     def absolute(x: Array) -> Array:
         return problem.field + shrink(x - problem.field, strength * (1 / 20.0))
 
+    trusted = problem.field * xp.astype(strength > 0, xp.float32)
     first = _admm_tv(
-        problem, first_regularisation, 10 * first_regularisation, 20.0, absolute, problem.field * (strength > 0),
+        problem, first_regularisation, 10 * first_regularisation, 20.0, absolute, trusted,
         first_iterations, tolerance, on_iteration,
     )  # fmt: skip
     miss = (irfftn(problem.response * rfftn(first), problem.shape) - problem.field) / outlier_ppm
@@ -280,4 +281,4 @@ def rts(
     return crop(chi, local_ppm.shape) * xp.astype(mask, local_ppm.dtype)
 
 
-METHODS = {"tv": tv, "hdqsm": hdqsm, "rts": rts, "tikhonov": tikhonov, "tkd": tkd}
+METHODS: dict[str, Callable[..., Array]] = {"tv": tv, "hdqsm": hdqsm, "rts": rts, "tikhonov": tikhonov, "tkd": tkd}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from qsm_edge.backend import namespace
 from qsm_edge.fft import Triple, rfftn, wavenumbers
 from qsm_edge.types import Array
@@ -58,11 +60,15 @@ def gradient_power(shape: Triple, voxel_mm: Vector, reference: Array) -> Array:
 def sphere(shape: Triple, voxel_mm: Vector, radius_mm: float, reference: Array) -> Array:
     """Spectrum of the mean over a ball of `radius_mm` (never below a voxel), 1 at DC.
 
-    The ball is sampled with 3 x 3 x 3 points a voxel, so that small radii on anisotropic grids keep their size; it is
-    symmetric, so the spectrum is real.
+    The ball is sampled with 3 x 3 x 3 points a voxel, and two things make its mean value property hold on the grid: it
+    covers no voxel whose centre is farther than the radius, so that a ball about a voxel that lies deeper than that
+    never reads what is outside the mask; and its second moments along the axes are made equal, so that the mean of any
+    harmonic polynomial up to the third degree is its value at the centre, on anisotropic voxels and small radii too.
+    It is symmetric, so the spectrum is real.
     """
     xp = namespace(reference)
     radius = max(float(radius_mm), *(float(v) for v in voxel_mm))
+    limit = radius**2 * (1 + 1e-6)  # a centre exactly on the sphere counts, whatever its rounding
     inside = xp.zeros(shape, dtype=xp.float32, device=reference.device)
     offsets = (-1 / 3, 0.0, 1 / 3)
     axes = []
@@ -75,5 +81,20 @@ def sphere(shape: Triple, voxel_mm: Vector, radius_mm: float, reference: Array) 
             y2 = xp.reshape(((axes[1][0] + dy) * axes[1][1]) ** 2, (1, -1, 1))
             for dx in offsets:
                 x2 = xp.reshape(((axes[2][0] + dx) * axes[2][1]) ** 2, (1, 1, -1))
-                inside = inside + xp.astype(z2 + y2 + x2 <= radius**2, xp.float32)
+                inside = inside + xp.astype(z2 + y2 + x2 <= limit, xp.float32)
+    squares = [
+        xp.reshape((at * v) ** 2, tuple(-1 if a == axis else 1 for a in range(3))) for axis, (at, v) in enumerate(axes)
+    ]
+    inside = inside * xp.astype(squares[0] + squares[1] + squares[2] <= limit, xp.float32)
+    inside = _isotropic(inside / xp.sum(inside), squares)
     return xp.real(rfftn(inside / xp.sum(inside)))
+
+
+def _isotropic(ball: Array, squares: list[Array]) -> Array:
+    """`ball` with weights 1 + sum c_i o_i^2 on its offsets o, such that its three second moments are equal."""
+    xp = namespace(ball)
+    parts = [ball * square for square in squares]
+    second = np.array([float(xp.sum(part)) for part in parts])
+    fourth = np.array([[float(xp.sum(part * square)) for square in squares] for part in parts])
+    factors = np.linalg.solve(fourth, second.mean() - second)
+    return ball + sum(float(c) * part for c, part in zip(factors, parts, strict=True))

@@ -17,7 +17,6 @@ from qsm_edge.progress import Progress
 from qsm_edge.types import Geometry, GreSeries
 
 if TYPE_CHECKING:
-    from qsm_edge.recipe import Recipe
     from qsm_edge.types import Result
 
 SHAPE = (60, 72, 80)
@@ -36,7 +35,7 @@ NOISE = 0.005
 
 #: What a sound installation keeps to. The field is limited by noise; chi by regularisation and background removal.
 FIELD_ERROR_PPM = 0.002
-CHI_ERROR_PPM = 0.03
+CHI_ERROR_PPM = 0.04
 DEVICE_DIFFERENCE_PPM = 0.002
 
 
@@ -127,8 +126,8 @@ def measure(result: Result, mask: np.ndarray, field: np.ndarray, chi: np.ndarray
     }
 
 
-def self_test(recipe: Recipe, devices: Sequence[str], progress: Progress) -> Iterator[dict[str, Any]]:
-    """Reconstruct the phantom on each of `devices`, the CPU first, and measure it against the formula and the CPU.
+def self_test(devices: Sequence[str], progress: Progress) -> Iterator[dict[str, Any]]:
+    """Run recipe `default` on the phantom on each of `devices`, the CPU first, and compare with formula and CPU.
 
     Yields a record for each: device, seconds, what `measure` says, the largest difference from the CPU, and `problems`.
     """
@@ -139,7 +138,7 @@ def self_test(recipe: Recipe, devices: Sequence[str], progress: Progress) -> Ite
     for device in devices:
         progress.label = f"self-test on {device}"
         begin = time.perf_counter()
-        result = reconstruct(series, recipe, mask=mask, device=device, progress=progress)
+        result = reconstruct(series, mask=mask, device=device, progress=progress)
         record: dict[str, Any] = {"device": device, "seconds": round(time.perf_counter() - begin, 2)}
         record |= measure(result, mask, field, chi)
         on_cpu = result.chi_ppm if on_cpu is None else on_cpu

@@ -23,10 +23,11 @@ def tfi(
     outside_ppm: float = 3.0,
     noise_ppm: float = 0.002,
     length_mm: float = 4.0,
+    doubtful_weight: float = 0.5,
+    loosest: float = 20.0,
     margin_mm: float = 48.0,
     coarse_mm: float = 2.0,
     iterations: int = 120,
-    refinements: int = 0,
     on_iteration: OnIteration | None = None,
 ) -> tuple[Array, Array]:
     """Background as the outside part of the most probable sources of the whole field, keeping the whole mask.
@@ -34,13 +35,15 @@ def tfi(
     PDF explains the field by sources outside alone and lets the local field pass as noise; near the surface that fails,
     because outside sources can mimic inside ones. Here both are estimated together: chi = s_out y outside the mask and
     chi = s_in H y inside it, with y white, H a low-pass of correlation length `length_mm` (tissue is smooth at that
-    scale), and s_out, s_in the spreads `outside_ppm` (bone and air) and `inside_ppm`. Minimises
+    scale), and s_out, s_in the spreads `outside_ppm` (bone and air) and `inside_ppm`. Where the weight is below
+    `doubtful_weight`, s_in grows in proportion, up to `loosest` times: a signal that decays that fast is a bleed or a
+    calcification, whose susceptibility is far from tissue's; without that, its field at the surface is taken for a
+    background. Minimises
 
         |W (D chi - f)|^2 / noise_ppm^2 + |y|^2
 
     by conjugate gradients, and only D chi_out is subtracted. The spreads act as the preconditioner. The background is
-    smooth: it is solved on a grid of about `coarse_mm`, `iterations` times, then interpolated, and refined on the full
-    grid `refinements` times.
+    smooth: it is solved on a grid of about `coarse_mm`, then interpolated.
 
     Source: joint estimation after Liu et al., MRM 2017, doi:10.1002/mrm.26331 (preconditioned total-field inversion),
     and Liu et al., NMR Biomed 2011, doi:10.1002/nbm.1670 (PDF); the correlated inner prior is ours.
@@ -51,15 +54,12 @@ def tfi(
     centred = (field_ppm - centre) * inside
     factors = tuple(max(1, int(coarse_mm / v + 0.25)) for v in geometry.voxel_mm)
     spreads = (inside_ppm, outside_ppm, noise_ppm, length_mm)
-    field, power, part = _coarse(centred, weight * inside, inside, factors)
+    field, trust, part = _coarse(centred, weight * inside, inside, factors)
+    loose = 1 / xp.clip(trust / doubtful_weight, 1 / loosest, 1.0)
     voxel = tuple(v * f for v, f in zip(geometry.voxel_mm, factors, strict=True))
-    model = _Model(part, voxel, geometry.b0_dir, spreads, margin_mm)
-    sources = model.solve(field, power, None, iterations, on_iteration)
+    model = _Model(part, loose, voxel, geometry.b0_dir, spreads, margin_mm)
+    sources = model.solve(field, trust, None, iterations, on_iteration)
     background = _refined(model.background(sources), factors, field_ppm.shape)
-    if refinements and max(factors) > 1:  # what the coarse grid cannot show, near the surface
-        fine = _Model(inside, geometry.voxel_mm, geometry.b0_dir, spreads, margin_mm)
-        rest = fine.solve(centred - background * inside, weight * inside, None, refinements, on_iteration)
-        background = background + fine.background(rest)
     return (centred - background) * inside, mask
 
 
@@ -69,6 +69,7 @@ class _Model:
     def __init__(
         self,
         inside: Array,
+        loose: Array,
         voxel_mm: tuple[float, ...],
         b0_dir: tuple[float, float, float],
         spreads: tuple[float, float, float, float],
@@ -84,7 +85,7 @@ class _Model:
         lowpass = 1 / xp.sqrt(1 + (2 * math.pi * length_mm) ** 2 * (k[0] ** 2 + k[1] ** 2 + k[2] ** 2))
         self.lowpass = lowpass / math.sqrt(float(xp.mean(lowpass**2)))  # the prior's spread stays inside_ppm
         self.within = pad(xp.astype(inside > 0, xp.float32), self.shape)
-        self.inner = inside_ppm * self.within
+        self.inner = inside_ppm * self.within * pad(loose, self.shape)
         self.outer = outside_ppm * (1 - self.within)
 
     def _convolved(self, x: Array) -> Array:

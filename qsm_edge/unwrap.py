@@ -56,9 +56,7 @@ def quality_tree(
     turns[order] = -np.rint((phase[order] - phase[parent[order]]) / _TWO_PI).astype(np.int32)
     turns, root = _sum_to_root(turns, parent)
     unwrapped = phase + _TWO_PI * turns
-    for top in np.unique(root):  # one root a connected piece; a solid mask has one
-        piece = root == top if top != -1 else slice(None)
-        unwrapped[piece] -= _TWO_PI * np.rint(np.median(unwrapped[piece]) / _TWO_PI)
+    unwrapped -= _TWO_PI * np.rint(_piece_medians(unwrapped, root) / _TWO_PI)
     out = np.zeros(mask.shape, np.float32)
     out[mask] = unwrapped
     return out
@@ -71,9 +69,10 @@ def _edge_cost(phase: np.ndarray, strength: np.ndarray, first: np.ndarray, secon
     coherence = 1 - np.abs(step) * np.float32(1 / np.pi)
     a, b = strength[first], strength[second]
     likeness = np.minimum(a, b) / np.maximum(np.maximum(a, b), np.finfo(np.float32).tiny)
-    typical = np.float32(max(float(np.median(strength)), np.finfo(np.float32).tiny))
+    typical = np.float32(max(float(np.median(strength)), float(np.finfo(np.float32).tiny)))
     presence = np.minimum(np.minimum(a, b) / (np.float32(0.5) * typical), 1)
-    return 2 - coherence * (0.5 + 0.5 * likeness) * (0.1 + 0.9 * presence)
+    cost: np.ndarray = 2 - coherence * (0.5 + 0.5 * likeness) * (0.1 + 0.9 * presence)
+    return cost
 
 
 def _spanning_forest(
@@ -83,14 +82,31 @@ def _spanning_forest(
     graph = sparse.coo_array((cost, (first, second)), shape=(count, count)).tocsr()
     tree = csgraph.minimum_spanning_tree(graph, overwrite=True)
     tree = tree + tree.T
-    parent = np.arange(count, dtype=np.int32)
     pieces, label = csgraph.connected_components(tree, directed=False)
-    starts = np.unique(label, return_index=True)[1] if pieces > 1 else np.zeros(1, np.intp)
-    sizes = np.bincount(label, minlength=pieces)
-    for start in starts[sizes[label[starts]] > 1]:
-        order, before = csgraph.breadth_first_order(tree, start, directed=True, return_predecessors=True)
-        parent[order[1:]] = before[order[1:]]
-    return np.flatnonzero(parent != np.arange(count, dtype=np.int32)), parent
+    start = 0
+    if pieces > 1:  # a hub that touches every piece once, so that one search walks them all, be they thousands
+        start, tops = count, np.unique(label, return_index=True)[1]
+        spokes = sparse.coo_array((np.ones(pieces), (np.full(pieces, count), tops)), shape=(count + 1, count + 1))
+        tree.resize(count + 1, count + 1)
+        tree = (tree + spokes).tocsr()
+    order, before = csgraph.breadth_first_order(tree, start, directed=True, return_predecessors=True)
+    parent = np.arange(count, dtype=np.int32)
+    reached = order[before[order] >= 0]
+    joined = reached[before[reached] < count]
+    parent[joined] = before[joined]
+    return joined, parent
+
+
+def _piece_medians(values: np.ndarray, root: np.ndarray) -> np.ndarray:
+    """For every voxel the median over its connected piece, which its root names."""
+    if (root == root[0]).all():  # a solid mask is one piece
+        return np.asarray(np.median(values))
+    _, piece, sizes = np.unique(root, return_inverse=True, return_counts=True)
+    ranked = values[np.lexsort((values, piece))]
+    ends = np.cumsum(sizes)
+    middles = (ranked[ends - sizes + (sizes - 1) // 2] + ranked[ends - sizes + sizes // 2]) / 2
+    medians: np.ndarray = middles[piece]
+    return medians
 
 
 def _sum_to_root(steps: np.ndarray, parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

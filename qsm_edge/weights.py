@@ -29,7 +29,7 @@ def reliability(
     """
     del geometry
     xp = namespace(precision)
-    typical = _median(precision, mask)
+    typical = _median(precision, mask) or 1.0
     relative = xp.minimum(precision / typical, xp.full_like(precision, largest))
     return xp.where(mask, relative / (1 + (residual / residual_limit) ** 2), xp.zeros_like(precision))
 
@@ -61,7 +61,8 @@ def robust_rim(
     depth = depth_mm(mask, geometry)
     slope = _steepest(field_ppm, mask, geometry)
     layer = max(geometry.voxel_mm)
-    shell = xp.where(depth <= 1.01 * layer, 0.1, xp.where(depth <= 2.01 * layer, 0.5, 1.0))
+    whole = xp.ones_like(weight)
+    shell = xp.where(depth <= 1.01 * layer, 0.1 * whole, xp.where(depth <= 2.01 * layer, 0.5 * whole, whole))
     doubt = (1 + (slope / slope_limit_ppm_mm) ** 2) * (
         1 + ((local_ppm - _median(local_ppm, mask)) / local_limit_ppm) ** 2
     )
@@ -76,11 +77,9 @@ def trust_all(field_ppm: Array, local_ppm: Array, mask: Array, geometry: Geometr
 
 
 def _median(x: Array, mask: Array) -> float:
-    """Median of x inside the mask; 1 where it would be zero."""
-    xp = namespace(x)
-    values = xp.sort(x[mask])
-    middle = float(values[values.shape[0] // 2]) if values.shape[0] else 0.0
-    return middle if middle != 0 else 1.0
+    """Median of x inside the mask, 0 where that is empty."""
+    values = namespace(x).sort(x[mask])
+    return float(values[values.shape[0] // 2]) if values.shape[0] else 0.0
 
 
 def _steepest(field_ppm: Array, mask: Array, geometry: Geometry) -> Array:

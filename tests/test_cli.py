@@ -147,7 +147,7 @@ def test_options_reach_the_chain(world, tmp_path):
     model.touch()
     assert world.run("--mask", "threshold", "--device", "cpu", "--model", str(model), "--recipe", "fast") == 0
     (call,) = world.calls
-    assert (call["mask"], call["device"], call["model"]) == ("threshold", "cpu", model)
+    assert (call["mask"], call["device"], call["model"]) == ("threshold", "cpu", str(model))
     from qsm_edge.recipe import Recipe
 
     assert call["recipe"].digest == Recipe.load("fast").digest

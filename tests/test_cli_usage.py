@@ -37,7 +37,7 @@ def usage(world: World, arguments: list[str], capsys) -> str:
         (["run", "IN", "OUT", "--model", "absent.onnx"], "absent.onnx"),
         (["recipe", "fats"], "fast"),
         (["inspect", "absent"], "absent"),
-        (["doctor", "--recipe", "fats"], "fast"),
+        (["doctor", "everything"], "everything"),
     ],
 )
 def test_wrong_usage_is_2_and_helps(world, capsys, arguments, says):

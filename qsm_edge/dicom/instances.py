@@ -179,7 +179,7 @@ def _image(header: Header, root: Header, stored: StoredFile, frame: int, fault: 
     intercept = numbers.one(0x00281052, "bad_rescale", "the rescale intercept")
     if (slope is None) != (intercept is None):
         numbers.fault = numbers.fault or Verdict("bad_rescale", "of slope and intercept one is missing", refuse=True)
-    if slope is not None and not 0 < abs(slope) < 1e9 or abs(intercept or 0) > 1e12:
+    if (slope is not None and not 0 < abs(slope) < 1e9) or abs(intercept or 0) > 1e12:
         numbers.fault = numbers.fault or Verdict("bad_rescale", "the rescale is zero or beyond reason", refuse=True)
     position = numbers.many(0x00200032, "bad_geometry", "the position")
     orientation = numbers.many(0x00200037, "bad_geometry", "the orientation")

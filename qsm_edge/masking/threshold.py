@@ -42,7 +42,7 @@ def threshold(
     at, radius = _middle(depth, h)
     relative = seen / _bias(seen, depth, at, level)
     cost, force, core = _terms(relative, depth, at, radius, h)
-    inside = cheapest_surface(cost, force, core, air, on_iteration=on_iteration) > 0.5
+    inside = cheapest_surface(cost, force, core, depth_mm(air, h) > 1.5 * h, on_iteration=on_iteration) > 0.5
     brain, _ = tighten(relative, inside, depth, at, h, dark, bridge_mm)
     whole = np.zeros(lay.shape, np.float32)
     whole[box] = ndi.gaussian_filter(brain.astype(np.float32), 0.6)
@@ -73,7 +73,7 @@ def _box(m):
     out = []
     for a in range(3):
         w = np.flatnonzero(m.any(axis=tuple(b for b in range(3) if b != a)))
-        out.append(slice(max(0, int(w[0]) - 2), min(m.shape[a], int(w[-1]) + 3)))
+        out.append(slice(max(0, int(w[0]) - 4), min(m.shape[a], int(w[-1]) + 5)))
     return tuple(out)
 
 

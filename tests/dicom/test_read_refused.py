@@ -241,9 +241,14 @@ def test_refused_with_its_reason(tmp_path, good, name):
     code, change = CHANGES[name]
     folder = beside(good, change(factory.scan("siemens_classic", name="bad")), tmp_path)
     assert look(folder) == Seen(1, (code,), ())
+
+
+def test_a_single_series_is_asked_for_and_refused(tmp_path):
+    folder = factory.write(factory.without(factory.scan("siemens_classic"), echo=1), tmp_path / "in")
     with pytest.raises(InputRefused) as refusal:
-        read_series(folder / "bad")
-    assert refusal.value.code == code
+        read_series(folder)
+    assert refusal.value.code == "missing_echo"
+    assert "gre_qsm" in str(refusal.value)
 
 
 def test_meta_headers_that_name_other_objects(tmp_path):

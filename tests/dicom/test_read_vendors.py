@@ -76,14 +76,14 @@ def test_b0_lies_where_the_slices_are_tilted_to(tmp_path, encoding):
 
 
 @pytest.mark.parametrize("encoding", ["siemens_classic", "philips_enhanced", "ge_real_imaginary", "ge_phase"])
-@pytest.mark.parametrize("slices", [4, 7, 8])
+@pytest.mark.parametrize("slices", [4, 7])
 def test_even_and_odd_numbers_of_slices(tmp_path, encoding, slices):
     shape = (slices, 12, 10)
     series = read_series(factory.write(factory.scan(encoding, shape=shape), tmp_path / "in"))
     check(series, factory.signal(shape), factory.geometry(shape=shape), 1.3e-3)
 
 
-@pytest.mark.parametrize("encoding", [*FEW, "siemens_xa_classic", "ge_phase"])
+@pytest.mark.parametrize("encoding", ["siemens_xa_classic", "siemens_xa_enhanced", "philips_enhanced", "ge_phase"])
 @pytest.mark.parametrize("times", [(0.02,), (0.0031, 0.0102, 0.0127, 0.0255)])
 def test_one_echo_and_uneven_echoes(tmp_path, encoding, times):
     series = read_series(factory.write(factory.scan(encoding, echo_times_s=times), tmp_path / "in"))

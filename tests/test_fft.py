@@ -1,0 +1,69 @@
+"""Real transforms against NumPy's complex ones in float64, on lengths odd and even."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qsm_edge import fft
+from tests.conftest import Flavour
+from tests.laws import assert_close
+
+SHAPES = [(7, 6, 5), (6, 5, 8), (4, 9, 7), (1, 2, 3)]
+
+
+def _volume(shape: tuple[int, int, int]) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_half_of_the_complex_transform(xp: Flavour, shape: tuple[int, int, int]) -> None:
+    volume = _volume(shape)
+    there = xp.asarray(volume)
+    expected = np.fft.fftn(volume.astype(np.float64))[..., : shape[2] // 2 + 1].astype(np.complex64)
+    assert_close(xp.to_numpy(fft.rfftn(there)), expected, 1e-6)
+    assert np.array_equal(xp.to_numpy(there), volume)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_there_and_back_in_single_precision(xp: Flavour, shape: tuple[int, int, int]) -> None:
+    volume = _volume(shape)
+    assert_close(xp.to_numpy(fft.irfftn(fft.rfftn(xp.asarray(volume)), shape)), volume, 1e-6)
+
+
+def test_padding_within_the_transform_is_padding_before_it(xp: Flavour) -> None:
+    volume, shape = _volume((5, 6, 7)), (8, 6, 10)
+    padded = np.zeros(shape, np.float32)
+    padded[:5, :6, :7] = volume
+    there = xp.asarray(volume)
+    assert np.array_equal(xp.to_numpy(fft.pad(there, shape)), padded)
+    assert np.array_equal(xp.to_numpy(fft.crop(fft.pad(there, shape), volume.shape)), volume)
+    expected = np.fft.rfftn(padded.astype(np.float64)).astype(np.complex64)
+    assert_close(xp.to_numpy(fft.rfftn(there, shape)), expected, 1e-6)
+
+
+def test_padding_keeps_booleans() -> None:
+    assert fft.pad(np.ones((2, 2, 2), bool), (3, 2, 4)).dtype == bool
+
+
+def test_fast_lengths_are_the_next_even_ones_of_small_factors() -> None:
+    good = {2**a * 3**b * 5**c * 7**d for a in range(1, 10) for b in range(6) for c in range(4) for d in range(4)}
+    for n in range(1, 400):
+        assert fft.fast_length(n) == min(g for g in good if g >= n)
+
+
+def test_fast_shapes_have_room_for_the_margin_of_each_axis() -> None:
+    assert fft.fast_shape((11, 13, 17), 0) == (12, 14, 18)
+    assert fft.fast_shape((11, 13, 17), (1, 3, 10)) == (12, 16, 28)
+    assert fft.fast_shape((11, 13, 17), 3) == (14, 16, 20)
+
+
+def test_wavenumbers_are_cycles_per_millimetre_from_zero(xp: Flavour) -> None:
+    shape, voxel = (5, 6, 8), (2.0, 1.5, 0.5)
+    kz, ky, kx = (xp.to_numpy(k) for k in fft.wavenumbers(shape, voxel, xp.asarray(np.zeros(1, np.float32))))
+    assert kz.shape == (5, 1, 1)
+    assert ky.shape == (1, 6, 1)
+    assert kx.shape == (1, 1, 5)
+    assert_close(kz.ravel(), np.fft.fftfreq(5, 2.0).astype(np.float32), 1e-6)
+    assert_close(ky.ravel(), np.fft.fftfreq(6, 1.5).astype(np.float32), 1e-6)
+    assert_close(kx.ravel(), np.fft.rfftfreq(8, 0.5).astype(np.float32), 1e-6)
