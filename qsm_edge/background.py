@@ -228,7 +228,7 @@ def pdf(
     def convolve(x: Array) -> Array:
         return irfftn(response * rfftn(x), shape)
 
-    mean = xp.sum(field_ppm * inside) / xp.sum(inside)
+    mean = xp.sum(field_ppm * inside * weight) / xp.sum(inside * weight)
     right = outside * convolve(power * pad((field_ppm - mean) * inside, shape))
     sources = cg(
         lambda x: outside * convolve(power * convolve(outside * x)),

@@ -18,7 +18,7 @@ from typing import Any
 from qsm_edge import __version__
 from qsm_edge.errors import QsmEdgeError
 from qsm_edge.progress import Progress
-from qsm_edge.run import MASKS, Options, Outcome, Terminated, line_of, place_of, run
+from qsm_edge.run import MASKS, Options, Outcome, Terminated, counted, line_of, place_of, run
 
 _EPILOG = """\
 exit status: 0 all done · 3 something was refused · 2 wrong usage · 1 our fault · 130 interrupted
@@ -168,10 +168,10 @@ def _run_summary(outcome: Outcome) -> str:
     ignored = sum(problem.files for problem in outcome.ignored)
     counts = [f"{len(outcome.done)} reconstructed", f"{len(outcome.refused)} refused"]
     counts += [f"{len(outcome.failed)} failed"] if outcome.failed else []
-    counts += [f"{ignored} other files ignored"] if ignored else []
+    counts += [f"{counted(ignored, 'other file')} ignored"] if ignored else []
     lines.append(", ".join(counts))
     if not (outcome.done or outcome.refused or outcome.failed or outcome.stopped):
-        lines.append("there was no multi-echo gradient-echo acquisition in the input; `qsm-edge inspect` says more")
+        lines.append("there was no gradient-echo acquisition in the input; `qsm-edge inspect` says more")
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -136,8 +136,9 @@ def _fit(
     unit_s = echo_times_s[j] - echo_times_s[i]
     times = [(t - echo_times_s[i]) / unit_s for t in echo_times_s]
     phases = [phase_rad[e, ...][mask] for e in range(count)]
-    scale = xp.max(magnitude)
-    powers = [(magnitude[e, ...][mask] / scale) ** 2 for e in range(count)]
+    powers = [magnitude[e, ...][mask] for e in range(count)]
+    scale = max(float(xp.max(level)) for level in powers) or 1.0  # within the mask: what is outside may be far brighter
+    powers = [(level / scale) ** 2 for level in powers]
     offset, slope = _unwrap_in_time(phases, powers, times, seed_rad[mask], i, j)
     total, mean_t, spread = _moments(powers, times)
     for _ in range(iterations):
@@ -198,11 +199,10 @@ def r2star(
     if len(echo_times_s) < 2:
         return None
     xp = namespace(magnitude)
-    scale = float(xp.max(magnitude)) or 1.0
-    levels = [
-        xp.maximum(magnitude[e, ...][mask] / scale, xp.asarray(1e-6, dtype=xp.float32, device=mask.device))
-        for e in range(len(echo_times_s))
-    ]
+    levels = [magnitude[e, ...][mask] for e in range(len(echo_times_s))]
+    scale = max(float(xp.max(level)) for level in levels) or 1.0
+    floor = xp.asarray(1e-6, dtype=xp.float32, device=mask.device)
+    levels = [xp.maximum(level / scale, floor) for level in levels]
     times = [1000.0 * (t - echo_times_s[0]) for t in echo_times_s]  # ms keep the sums near one
     powers = [level * level for level in levels]
     _total, mean_t, spread = _moments(powers, times)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from qsm_edge import backend, echoes, masking, memory, polarity, quality
-from qsm_edge.errors import InputRefused
+from qsm_edge import backend, echoes, masking, memory, network, polarity, quality
+from qsm_edge.errors import InputRefused, UsageError
 from qsm_edge.provenance import Recorder, provenance
 from qsm_edge.recipe import Choice, Recipe
 from qsm_edge.stages import STAGES, accepts
@@ -88,32 +89,41 @@ def _compute(
 ) -> dict[str, np.ndarray]:
     """The chain on the mask's box: one transfer to the device, one back."""
     magnitude, phase, mask = (backend.to_device(a, device) for a in (series.magnitude, series.phase_rad, brain))
-    geometry, times, b0 = series.geometry, series.echo_times_s, series.b0_tesla
+    moved = dataclasses.replace(series, magnitude=magnitude, phase_rad=phase)
+    out, found = chain(moved, mask, recipe, recorder, tell)
+    notes += found
+    return {name: backend.to_host(array) for name, array in out.items()}
+
+
+def chain(
+    series: GreSeries, mask: Array, recipe: Recipe, recorder: Recorder, tell: Progress
+) -> tuple[dict[str, Array], list[Note]]:
+    """From phases to susceptibility, wherever the arrays live.
+
+    `series` and `mask` (z, y, x) bool hold arrays of one namespace and device. Gives back, there too, chi_ppm, mask (where
+    chi has a value), field_ppm, local_ppm, residual, weight and, with two echoes or more, r2star_per_s; and the notes.
+    """
+    geometry, times = series.geometry, series.echo_times_s
 
     def run(stage: str, *arguments: Any) -> Any:
         return run_stage(recipe, stage, recorder, tell, *arguments)
 
-    phase, found = polarity.align_polarity(phase, magnitude, mask, times, geometry)
-    notes += found
+    magnitude = series.magnitude
+    phase, notes = polarity.align_polarity(series.phase_rad, magnitude, mask, times, geometry)
     wrapped, strength = echoes.seed_phase(phase, magnitude, times)
     seed = run("unwrap", wrapped, strength, mask, geometry)
-    fit = run("echoes", phase, magnitude, seed, mask, times, b0, geometry)
+    fit = run("echoes", phase, magnitude, seed, mask, times, series.b0_tesla, geometry)
     r2star = echoes.r2star(magnitude, mask, times)
-    del phase, magnitude, wrapped, strength, seed
     weight = run("weight", fit.precision, fit.residual, mask, geometry)
     local, inner = run("background", fit.field_ppm, mask, geometry, weight)
     weight = run("rim", fit.field_ppm, local, inner, geometry, weight)
     chi = run("invert", local, inner, geometry, weight)
     chi = run("reference", chi, inner, geometry, r2star)
-    out = {
-        "chi_ppm": chi, "mask": inner, "field_ppm": fit.field_ppm, "local_ppm": local,
-        "residual": fit.residual, "weight": weight,
-    }  # fmt: skip
-    if r2star is not None:
-        out["r2star_per_s"] = r2star
     if len(times) == 1:
         notes.append(Note("single_echo", "One echo: the coil's phase offset was left to the background removal."))
-    return {name: backend.to_host(array) for name, array in out.items()}
+    out = {"chi_ppm": chi, "mask": inner, "field_ppm": fit.field_ppm, "local_ppm": local}
+    out |= {"residual": fit.residual, "weight": weight}
+    return (out if r2star is None else {**out, "r2star_per_s": r2star}), notes
 
 
 def run_stage(recipe: Recipe, stage: str, recorder: Recorder, tell: Progress, *arguments: Any) -> Any:
@@ -154,7 +164,9 @@ def _brain(
     if method == "auto":
         method = "network" if model or network.default_model() else "threshold"
     if method not in masking.METHODS:
-        _unknown_mask(method)
+        raise UsageError(
+            "unknown_name", "no such mask method", got=method, wanted=", ".join(("auto", *masking.METHODS))
+        )
     function = masking.METHODS[method]
     options: dict[str, Any] = {**choice.options, **({"model": model} if accepts(function, "model") else {})}
     with recorder.stage("mask", method, choice):
@@ -170,12 +182,6 @@ def _brain(
             Note("mask_by_threshold", "The mask was made from the signal alone, without a network: look at it.")
         )
     return _checked(brain, series.geometry)
-
-
-def _unknown_mask(method: str) -> NoReturn:
-    from qsm_edge.errors import UsageError
-
-    raise UsageError("unknown_name", "no such mask method", got=method, wanted=", ".join(("auto", *masking.METHODS)))
 
 
 def _checked(brain: np.ndarray, geometry: Geometry) -> np.ndarray:

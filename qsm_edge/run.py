@@ -306,5 +306,9 @@ def line_of(problem: Mapping[str, Any]) -> str:
     if not problem["files"]:
         return head
     more = ", ..." if problem["files"] > len(problem["names"]) else ""
-    plural = "" if problem["files"] == 1 else "s"
-    return f"{head} ({problem['files']} file{plural}: {', '.join(problem['names'])}{more})"
+    return f"{head} ({counted(problem['files'], 'file')}: {', '.join(problem['names'])}{more})"
+
+
+def counted(number: int, noun: str) -> str:
+    """'1 file', '2 files'."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

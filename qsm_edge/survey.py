@@ -7,7 +7,7 @@ from typing import Any
 
 from qsm_edge.errors import QsmEdgeError
 from qsm_edge.progress import Progress
-from qsm_edge.run import Problem, found, line_of, place_of, problem_of, text_without_code
+from qsm_edge.run import Problem, counted, found, line_of, place_of, problem_of, text_without_code
 
 
 def survey(source: Path, progress: Progress, *, pixels: bool = True) -> dict[str, Any]:
@@ -55,7 +55,9 @@ def text_of(facts: dict[str, Any]) -> str:
     for word in ("refused", "ignored"):
         lines += [f"{word:<9}{line_of(problem)}" for problem in facts[word]]
     ignored = sum(problem["files"] for problem in facts["ignored"])
-    lines.append(f"{len(facts['usable'])} usable, {len(facts['refused'])} refused, {ignored} other files ignored")
+    lines.append(
+        f"{len(facts['usable'])} usable, {len(facts['refused'])} refused, {counted(ignored, 'other file')} ignored"
+    )
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
+from pydicom.multival import MultiValue
 
 from dicom_samples.encode import encode
 from qsm_edge.types import Geometry
@@ -83,7 +85,12 @@ def scan(
 ) -> list[FileDataset]:
     """The datasets of one small acquisition, fresh ones at every call."""
     contents = _encoded(encoding, name, (plane, tuple(degrees), tuple(shape)), tuple(echo_times_s), b0_tesla)
-    return [pydicom.dcmread(io.BytesIO(content)) for content in contents]
+    datasets = []
+    for content in contents:
+        dataset = pydicom.dcmread(io.BytesIO(content))
+        dataset.encoded, dataset.held = content, len(dataset)
+        datasets.append(dataset)
+    return datasets
 
 
 @lru_cache(maxsize=64)
@@ -100,25 +107,49 @@ def write(datasets: Iterable[FileDataset], folder: Path, name: Callable[[int], s
     """Write datasets into `folder`, under ``name(number)``, with meta headers that name what the files hold."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, dataset in enumerate(datasets, start=len(list(folder.iterdir())) + 1):
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        dataset.save_as(folder / name(number), enforce_file_format=True)
+        if _untouched(dataset):
+            (folder / name(number)).write_bytes(dataset.encoded)
+        else:
+            dataset.save_as(folder / name(number), enforce_file_format=True)
     return folder
+
+
+def _untouched(dataset: FileDataset) -> bool:
+    """Whether nothing was changed, deleted or even looked at since `scan`: most images of a spoilt acquisition."""
+    encoded = getattr(dataset, "encoded", b"")
+    raw = all(isinstance(element, RawDataElement) for element in dataset.values())
+    return raw and bool(encoded) and len(dataset) == dataset.held
 
 
 # -------------------------------------------------------------------------------------------- what an image is
 
 
+def _texts(dataset: FileDataset, keyword: str) -> list[str]:
+    """The values of a text element, left as they were read."""
+    value = dataset.get_item(keyword).value
+    if isinstance(value, bytes):
+        return value.decode("ascii").strip(" \0").split("\\")
+    return [str(v) for v in value] if isinstance(value, (list, MultiValue)) else [str(value)]
+
+
 def component(dataset: FileDataset) -> str:
     """M, P, R or I of a classic dataset."""
     if (0x0043, 0x102F) in dataset:
-        return "MPRI"[int(dataset[0x0043, 0x102F].value)]
-    return next(c for c in "MPRI" if c in dataset.ImageType[2:])
+        value = dataset.get_item((0x0043, 0x102F)).value
+        return "MPRI"[int.from_bytes(value, "little") if isinstance(value, bytes) else value]
+    types = [text.strip() for text in _texts(dataset, "ImageType")]
+    return next(c for c in "MPRI" if c in types[2:])
+
+
+def echo_time_ms(dataset: FileDataset) -> float:
+    """The echo time of a classic dataset."""
+    return float(_texts(dataset, "EchoTime")[0])
 
 
 def place(dataset: FileDataset) -> float:
     """Where a classic dataset's slice lies along its normal."""
-    orientation = np.array(dataset.ImageOrientationPatient, float)
-    return float(np.array(dataset.ImagePositionPatient, float) @ np.cross(orientation[:3], orientation[3:]))
+    orientation = np.array(_texts(dataset, "ImageOrientationPatient"), float)
+    return float(np.array(_texts(dataset, "ImagePositionPatient"), float) @ np.cross(orientation[:3], orientation[3:]))
 
 
 def slice_of(datasets: Sequence[FileDataset], index: int) -> float:
@@ -130,13 +161,13 @@ def matching(
     datasets: Sequence[FileDataset], *, parts: str = "MPRI", echo: int | None = None, slice_: int | None = None
 ) -> list[FileDataset]:
     """The classic datasets of some components, one echo (from 0), one slice (from 0)."""
-    times = sorted({float(d.EchoTime) for d in datasets})
+    times = sorted({echo_time_ms(d) for d in datasets})
     where = None if slice_ is None else slice_of(datasets, slice_)
     return [
         d
         for d in datasets
         if component(d) in parts
-        and (echo is None or float(d.EchoTime) == times[echo])
+        and (echo is None or echo_time_ms(d) == times[echo])
         and (where is None or abs(place(d) - where) < 0.01)
     ]
 

@@ -73,7 +73,7 @@ def test_the_processor_is_taken_when_asked_for_and_when_there_is_nothing_else(mo
 
 
 def test_an_accelerator_is_preferred_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "cupy_module", lambda: object())
+    monkeypatch.setattr(backend, "cupy_module", object)
     assert backend.resolve_device("auto") == "cuda"
     assert backend.resolve_device("cuda") == "cuda"
     assert backend.resolve_device("cpu") == "cpu"

@@ -221,4 +221,4 @@ def test_files_that_are_no_acquisition_are_no_failure(world, capsys):
     assert world.run() == 0
     out, _ = said(capsys)
     assert "ignored  [not_mr] no MR image (9 files: IM0, IM1, IM2, IM3, IM4, ...)" in out
-    assert "no multi-echo gradient-echo acquisition" in out
+    assert "no gradient-echo acquisition" in out

@@ -74,11 +74,14 @@ def test_the_field_does_not_depend_on_the_order_of_the_axes(shape: tuple[int, in
 
 
 @pytest.mark.parametrize(
-    ("shape", "voxel_mm", "b0_dir"),
-    [((31, 40, 36), (2.0, 1.5, 1.7), phantoms.B0_DIR), ((38, 37, 36), (1.6, 1.6, 1.6), (1, 0, 0))],
+    ("shape", "voxel_mm", "b0_dir", "near", "overall"),
+    [
+        ((31, 40, 36), (2.0, 1.5, 1.7), phantoms.B0_DIR, 0.1, 0.008),  # oblique: the surface rings by some percent
+        ((38, 37, 36), (1.6, 1.6, 1.6), (1, 0, 0), 0.008, 0.003),
+    ],
 )
 def test_a_ball_has_the_field_of_a_ball(
-    shape: tuple[int, int, int], voxel_mm: phantoms.Triple, b0_dir: phantoms.Triple
+    shape: tuple[int, int, int], voxel_mm: phantoms.Triple, b0_dir: phantoms.Triple, near: float, overall: float
 ) -> None:
     geometry = phantoms.oblique(shape, voxel_mm, b0_dir)
     radius, centre = 9.0, (1.3, -0.8, 2.1)
@@ -90,9 +93,9 @@ def test_a_ball_has_the_field_of_a_ball(
     peak = np.abs(expected).max()
     outside, inside = r > radius + 3.5, r < radius - 3.5
     assert inside.sum() > 100
-    assert np.abs(field - expected)[outside].max() < 0.01 * peak
-    assert np.abs(field[inside]).max() < 0.05 * peak
-    assert np.sqrt(np.mean((field - expected) ** 2)) < 0.02 * peak
+    assert np.abs(field - expected)[outside].max() < near * peak
+    assert np.abs(field[inside]).max() < near * peak
+    assert np.sqrt(np.mean((field - expected) ** 2)) < overall * peak
 
 
 def test_a_smooth_blob_has_the_field_of_a_blob_everywhere() -> None:
@@ -101,7 +104,7 @@ def test_a_smooth_blob_has_the_field_of_a_blob_everywhere() -> None:
     grid = fft.fast_shape(geometry.shape, geometry.shape)
     kernel = kernels.dipole(grid, geometry.voxel_mm, geometry.b0_dir, REFERENCE)
     field = fft.crop(fft.irfftn(kernel * fft.rfftn(chi.astype(np.float32), grid), grid), geometry.shape)
-    assert np.abs(field - expected).max() < 0.005 * np.abs(expected).max()
+    assert np.abs(field - expected).max() < 0.002 * np.abs(expected).max()
 
 
 def test_laplacian_is_the_stencil(xp: Flavour) -> None:
@@ -117,7 +120,9 @@ def test_laplacian_is_the_stencil(xp: Flavour) -> None:
 
 
 def _ball_weights(shape: tuple[int, int, int], voxel_mm: phantoms.Triple, radius_mm: float) -> np.ndarray:
-    weights = np.fft.irfftn(kernels.sphere(shape, voxel_mm, radius_mm, REFERENCE).astype(complex), s=shape, axes=(0, 1, 2))
+    weights = np.fft.irfftn(
+        kernels.sphere(shape, voxel_mm, radius_mm, REFERENCE).astype(complex), s=shape, axes=(0, 1, 2)
+    )
     return np.fft.fftshift(weights)
 
 

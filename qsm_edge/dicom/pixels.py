@@ -18,7 +18,7 @@ from qsm_edge.dicom.header import BIG_ENDIAN, DEFLATED, NATIVE, inflated
 from qsm_edge.dicom.records import Image, StoredFile
 from qsm_edge.errors import InputRefused
 
-#: Reading overlaps with decoding; more threads only fight for the disk.
+#: Enough to keep a disk busy.
 _THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -36,16 +36,17 @@ def read_stored(echoes: Sequence[Sequence[Image]]) -> np.ndarray:
     for e, images in enumerate(echoes):
         for z, image in enumerate(images):
             wanted[image.file].append((max(image.frame, 1) - 1, out[e, z]))
+    native = {file: frames for file, frames in wanted.items() if file.transfer_syntax in NATIVE}
     with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(lambda job: _fill(*job), wanted.items()):
+        for _ in pool.map(lambda job: _fill_native(*job), native.items()):
             pass
+    for file, frames in wanted.items():  # decoders promise nothing about threads
+        if file not in native:
+            _fill_decoded(file, frames)
     return out
 
 
-def _fill(file: StoredFile, frames: list[tuple[int, np.ndarray]]) -> None:
-    if file.transfer_syntax in NATIVE:
-        _fill_native(file, frames)
-        return
+def _fill_decoded(file: StoredFile, frames: list[tuple[int, np.ndarray]]) -> None:
     for (_, plane), values in zip(frames, _decoded(file, [index for index, _ in frames]), strict=True):
         if values.shape != plane.shape or values.dtype.itemsize != 2:
             raise InputRefused("pixel_data_invalid", where=file.shown, got=f"{values.shape} {values.dtype}")
@@ -54,7 +55,7 @@ def _fill(file: StoredFile, frames: list[tuple[int, np.ndarray]]) -> None:
 
 def _fill_native(file: StoredFile, frames: list[tuple[int, np.ndarray]]) -> None:
     size = file.rows * file.columns * 2
-    with file.path.open("rb", buffering=0) as handle:
+    with file.path.open("rb") as handle:
         content: bytes | None = None
         if file.transfer_syntax == DEFLATED:
             content = inflated(file.path, file.shown)

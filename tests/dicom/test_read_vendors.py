@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 import dicom_factory as factory
@@ -138,6 +139,18 @@ def test_the_facts_say_how_it_was_read(folder_of, encoding, slug_starts, said):
     assert (source.vendor, source.facts["phase_scale"], source.facts["chop"]) == said
     assert source.slug.startswith(slug_starts)
     assert source.facts["echo_times_ms"] == pytest.approx([4.0, 11.5, 20.0])
+
+
+@pytest.mark.parametrize("encoding", ["siemens_bare", "philips_enhanced", "ge_phase"])
+def test_a_description_is_ready_for_json(folder_of, encoding):
+    with find(folder_of(encoding, plane="transverse")) as inventory:
+        (acquisition,) = inventory.acquisitions
+        before, after = acquisition.describe(), acquisition.describe(acquisition.load())
+    assert json.loads(json.dumps(before)) == before
+    assert json.loads(json.dumps(after)) == after
+    assert after.keys() - before.keys() == {"phase_scale", "chop", "sign"}
+    assert before["matrix"] == list(factory.SHAPE)
+    assert before["voxel_mm"] == pytest.approx(factory.VOXEL_MM, abs=1e-4)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

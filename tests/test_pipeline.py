@@ -1,0 +1,169 @@
+"""The whole chain: an analytic head, the second device, its order, its memory and its refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import array_api_strict
+import numpy as np
+import pytest
+
+from qsm_edge import backend, memory
+from qsm_edge.errors import InputRefused, ResourceError, UsageError
+from qsm_edge.fft import crop, fast_shape, irfftn, rfftn
+from qsm_edge.kernels import dipole
+from qsm_edge.pipeline import chain, reconstruct
+from qsm_edge.provenance import Recorder
+from qsm_edge.recipe import Recipe
+from qsm_edge.types import Geometry, GreSeries
+from qsm_edge.units import rad_per_ppm
+
+SHAPE = (38, 47, 42)
+TIMES = (0.004, 0.0095, 0.014, 0.021)
+
+
+def head(*, times=TIMES, noise=0.002, seed=3):
+    """A ball of tissue with two spheres inside and a strong source outside; oblique, anisotropic, uneven echoes."""
+    rng = np.random.default_rng(seed)
+    geometry = Geometry.from_axes(SHAPE, (1.4, 1.0, 1.1), (0.9, -0.3, 0.31))
+    at = np.stack(
+        np.meshgrid(*[(np.arange(n) - n / 2) * v for n, v in zip(SHAPE, geometry.voxel_mm, strict=True)], indexing="ij")
+    )
+
+    def ball(centre, radius):
+        far = np.sqrt(sum((a - c) ** 2 for a, c in zip(at, centre, strict=True)))
+        return np.clip(radius - far + 0.5, 0, 1)  # edges of one voxel, or the field rings
+
+    mask = ball((0, 0, 0), 17) >= 0.5
+    chi = 0.15 * ball((4, -5, 3), 4) - 0.08 * ball((-5, 6, -2), 4.5)
+    outer = chi + 6.0 * ball((0, 24, 0), 4)
+    shape = fast_shape(SHAPE, 24)
+    response = dipole(shape, geometry.voxel_mm, geometry.b0_dir, chi.astype(np.float32))
+    field = crop(irfftn(response * rfftn(outer.astype(np.float32), shape), shape), SHAPE)
+    strength = np.where(mask, 1.0, 0.02) * (1.2 - 0.3 * at[2] / 25)
+    signal = np.stack(
+        [strength * np.exp(-20 * t) * np.exp(1j * (0.7 + 0.02 * at[1] + rad_per_ppm(3.0, t) * field)) for t in times]
+    )
+    signal += noise * (rng.standard_normal(signal.shape) + 1j * rng.standard_normal(signal.shape))
+    series = GreSeries(np.abs(signal).astype(np.float32), np.angle(signal).astype(np.float32), times, 3.0, geometry)
+    return series, mask, np.where(mask, chi, 0).astype(np.float32), field
+
+
+@pytest.mark.parametrize("name", Recipe.names())
+def test_the_chain_finds_the_sources_of_an_analytic_head(name):
+    series, mask, truth, field = head()
+    result = reconstruct(series, name, mask=mask, device="cpu")
+    inner = result.mask
+    error = result.field_ppm - field
+    assert np.std(error[mask] - np.median(error[mask])) < 0.002
+    assert np.corrcoef(result.chi_ppm[inner], truth[inner])[0, 1] > 0.8
+    for sphere in (truth > 0.14, truth < -0.075):
+        ratio = (result.chi_ppm[sphere].mean() - np.median(result.chi_ppm[inner])) / truth[sphere].mean()
+        assert 0.5 < ratio < 1.2
+    assert not result.chi_ppm[~inner].any()
+    assert not (inner & ~mask).any()
+    assert inner.sum() > (0.99 if name == "default" else 0.7) * mask.sum()
+    assert [r.stage for r in result.provenance.stages] == [
+        "mask", "unwrap", "echoes", "weight", "background", "rim", "invert", "reference", "quality"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", Recipe.names())
+def test_the_whole_chain_stays_on_the_device_of_its_arrays(name):
+    series, mask, _, _ = head()
+    recipe = Recipe.load(name, ["background.iterations=8", "invert.iterations=5"] if name == "default" else [])
+    quiet = lambda stage, fraction, text: None  # noqa: E731
+    host, _ = chain(series, mask, recipe, Recorder("cpu"), quiet)
+    device = array_api_strict.Device("device1")
+    put = lambda a: array_api_strict.asarray(a, device=device, copy=True)  # noqa: E731
+    moved = dataclasses.replace(series, magnitude=put(series.magnitude), phase_rad=put(series.phase_rad))
+    away, _ = chain(moved, put(mask), recipe, Recorder("cpu"), quiet)
+    assert set(away) == set(host)
+    for key, array in away.items():
+        assert array.device == device, key
+        np.testing.assert_allclose(backend.to_host(array), host[key], atol=2e-3 * max(np.abs(host[key]).max(), 1e-6))
+
+
+def test_inputs_are_read_only_and_two_runs_agree_to_the_bit():
+    series, mask, _, _ = head()
+    for array in (series.magnitude, series.phase_rad, mask):
+        array.setflags(write=False)
+    first, second = (reconstruct(series, "default", mask=mask, device="cpu") for _ in range(2))
+    assert np.array_equal(first.chi_ppm, second.chi_ppm)
+    assert first.provenance.digest == second.provenance.digest
+
+
+def test_a_bipolar_train_gives_the_map_of_a_monopolar_one():
+    times = (0.004, 0.009, 0.014, 0.019, 0.024)
+    series, mask, _, _ = head(times=times)
+    ramp = 0.6 + 0.05 * (np.arange(SHAPE[2]) - SHAPE[2] / 2)
+    bent = series.phase_rad.copy()
+    bent[1::2] += ramp.astype(np.float32)
+    bent = np.angle(np.exp(1j * bent)).astype(np.float32)
+    plain = reconstruct(series, mask=mask, device="cpu")
+    bipolar = reconstruct(dataclasses.replace(series, phase_rad=bent), mask=mask, device="cpu")
+    assert "offset_correction" in {note.code for note in bipolar.quality.notes}
+    assert "offset_correction" not in {note.code for note in plain.quality.notes}
+    assert np.abs(bipolar.chi_ppm - plain.chi_ppm)[mask].max() < 0.01
+
+
+def test_one_echo_is_reconstructed_and_says_so():
+    series, mask, truth, _ = head(times=(0.018,))
+    result = reconstruct(series, mask=mask, device="cpu")
+    assert "single_echo" in {note.code for note in result.quality.notes}
+    assert result.r2star_per_s is None
+    assert np.corrcoef(result.chi_ppm[mask], truth[mask])[0, 1] > 0.7
+
+
+def test_a_mask_that_does_not_fit_or_is_empty_is_refused():
+    series, mask, _, _ = head()
+    with pytest.raises(InputRefused) as caught:
+        reconstruct(series, mask=mask[1:])
+    assert caught.value.code == "mask_grid"
+    with pytest.raises(InputRefused) as caught:
+        reconstruct(series, mask=np.zeros(SHAPE, bool))
+    assert caught.value.code == "mask_empty"
+    with pytest.raises(UsageError):
+        reconstruct(series, mask="magic")
+
+
+def test_too_little_memory_is_refused_with_numbers_before_anything_runs(monkeypatch):
+    series, mask, _, _ = head()
+    needed = memory.estimate_bytes(series, SHAPE, Recipe.load("default"))
+    monkeypatch.setattr(backend, "available_bytes", lambda device: needed // 4)
+    stages = []
+    with pytest.raises(ResourceError) as caught:
+        reconstruct(series, mask=mask, progress=lambda stage, fraction, text: stages.append(stage))
+    assert caught.value.code == "out_of_memory"
+    assert "GB" in caught.value.got
+    assert "unwrap" not in stages
+
+
+def test_progress_rises_and_raising_from_it_stops_the_run():
+    series, mask, _, _ = head()
+    seen = []
+    reconstruct(series, mask=mask, progress=lambda stage, fraction, text: seen.append(fraction))
+    assert seen == sorted(seen)
+    assert 0 <= seen[0] <= seen[-1] <= 1
+
+    class Stop(Exception):
+        pass
+
+    def stop(stage, fraction, text):
+        if stage == "invert":
+            raise Stop
+
+    with pytest.raises(Stop):
+        reconstruct(series, mask=mask, progress=stop)
+
+
+def test_every_stage_that_ran_is_in_the_methods_paragraph_with_its_source():
+    series, mask, _, _ = head()
+    provenance = reconstruct(series, mask=mask, device="cpu").provenance
+    for record in provenance.stages:
+        for doi in record.dois:
+            assert doi in provenance.methods_text
+    assert (
+        provenance.recipe["invert"]["regularisation"]
+        == Recipe.load("default").choices["invert"].options["regularisation"]
+    )
