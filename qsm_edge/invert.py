@@ -118,6 +118,10 @@ def _problem(local_ppm: Array, mask: Array, geometry: Geometry, weight: Array, m
     )
 
 
+#: Over-relaxation of ADMM (Boyd et al., Found Trends Mach Learn 2010, doi:10.1561/2200000016): the same answer, sooner.
+_RELAXATION = 1.7
+
+
 def _admm_tv(
     problem: _Problem,
     regularisation: float,
@@ -151,10 +155,11 @@ def _admm_tv(
         field = irfftn(response * spectrum, problem.shape)
         before, chi = chi, irfftn(spectrum, problem.shape)
         for axis in range(3):
-            slope = forward_difference(chi, axis, problem.voxel_mm[axis]) + duals[axis]
+            slope = _RELAXATION * forward_difference(chi, axis, problem.voxel_mm[axis])
+            slope = slope + (1 - _RELAXATION) * splits[axis] + duals[axis]
             splits[axis] = shrink(slope, regularisation / penalty)
             duals[axis] = slope - splits[axis]
-        shifted = field + data_dual
+        shifted = _RELAXATION * field + (1 - _RELAXATION) * predicted + data_dual
         predicted = fidelity(shifted)
         data_dual = shifted - predicted
         change = chi - before
@@ -180,21 +185,23 @@ def tv(
     weight: Array,
     *,
     regularisation: float = 1e-4,
-    penalty: float = 5e-3,
-    iterations: int = 60,
+    penalty: float = 1e-2,
+    data_penalty: float = 0.1,
+    iterations: int = 40,
     tolerance: float = 0.02,
-    margin_mm: float = 24.0,
+    margin_mm: float = 12.0,
     on_iteration: OnIteration | None = None,
 ) -> Array:
     """Weighted total variation: min 1/2 |W (D chi - f)|^2 + regularisation |grad chi|_1, by ADMM.
 
-    `regularisation` in ppm mm; `penalty` is ADMM's and changes the speed, not the answer, once converged.
+    `regularisation` in ppm mm; the penalties are ADMM's and change the speed, not the answer, once converged: a small
+    `data_penalty` lets strong sources (bleeds) reach their value in tens of passes instead of hundreds.
     Source: Bilgic et al., MRM 2014, doi:10.1002/mrm.25029; Milovic et al., MRM 2018, doi:10.1002/mrm.27073.
     """
     problem = _problem(local_ppm, mask, geometry, weight, margin_mm)
-    start = problem.power * problem.field / (problem.power + 1)
-    fidelity = _quadratic(problem, problem.power, 1.0)
-    chi = _admm_tv(problem, regularisation, penalty, 1.0, fidelity, start, iterations, tolerance, on_iteration)
+    start = problem.power * problem.field / (problem.power + data_penalty)
+    fidelity = _quadratic(problem, problem.power, data_penalty)
+    chi = _admm_tv(problem, regularisation, penalty, data_penalty, fidelity, start, iterations, tolerance, on_iteration)
     return crop(chi, local_ppm.shape) * namespace(local_ppm).astype(mask, local_ppm.dtype)
 
 
@@ -205,13 +212,14 @@ def hdqsm(
     weight: Array,
     *,
     regularisation: float = 1e-4,
-    penalty: float = 5e-3,
+    penalty: float = 1e-2,
+    data_penalty: float = 0.1,
     first_regularisation: float = 4e-3,
     first_iterations: int = 20,
     outlier_ppm: float = 0.02,
-    iterations: int = 60,
+    iterations: int = 40,
     tolerance: float = 0.02,
-    margin_mm: float = 24.0,
+    margin_mm: float = 12.0,
     on_iteration: OnIteration | None = None,
 ) -> Array:
     """Hybrid data fidelity: an L1 data term finds the voxels whose field no susceptibility explains, then weighted TV.
@@ -235,9 +243,9 @@ def hdqsm(
     )  # fmt: skip
     miss = (irfftn(problem.response * rfftn(first), problem.shape) - problem.field) / outlier_ppm
     power = problem.power / (1 + miss**2) ** 2
-    start = power * problem.field / (power + 1)
-    fidelity = _quadratic(problem, power, 1.0)
-    chi = _admm_tv(problem, regularisation, penalty, 1.0, fidelity, start, iterations, tolerance, on_iteration)
+    start = power * problem.field / (power + data_penalty)
+    fidelity = _quadratic(problem, power, data_penalty)
+    chi = _admm_tv(problem, regularisation, penalty, data_penalty, fidelity, start, iterations, tolerance, on_iteration)
     return crop(chi, local_ppm.shape) * xp.astype(mask, local_ppm.dtype)
 
 

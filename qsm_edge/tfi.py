@@ -83,7 +83,9 @@ class _Model:
         self.response = kernels.dipole(self.shape, voxel, b0_dir, inside)
         k = wavenumbers(self.shape, voxel, inside)
         lowpass = 1 / xp.sqrt(1 + (2 * math.pi * length_mm) ** 2 * (k[0] ** 2 + k[1] ** 2 + k[2] ** 2))
-        self.lowpass = lowpass / math.sqrt(float(xp.mean(lowpass**2)))  # the prior's spread stays inside_ppm
+        power = lowpass**2  # summed over the whole spectrum, so that the prior's spread stays inside_ppm on any axis
+        total = 2 * xp.sum(power) - xp.sum(power[:, :, 0]) - xp.sum(power[:, :, -1])  # the shape is even
+        self.lowpass = lowpass / math.sqrt(float(total) / math.prod(self.shape))
         self.within = pad(xp.astype(inside > 0, xp.float32), self.shape)
         self.inner = inside_ppm * self.within * pad(loose, self.shape)
         self.outer = outside_ppm * (1 - self.within)

@@ -87,6 +87,13 @@ def test_csf_is_the_ventricle_and_neither_specks_nor_the_surface() -> None:
     assert (chi() - got)[HEAD.mask] == pytest.approx(0.25, abs=1e-3)
 
 
+def test_a_thread_of_slow_voxels_is_noise_however_long() -> None:
+    rate, values = r2star(), chi()
+    rate[6, 10:21, 13], values[6, 10:21, 13] = 2, 9.0  # larger than the smallest piece that counts
+    got = reference.csf(values, HEAD.mask, GEOMETRY, rate, depth_limit_mm=5.0, smallest_ml=0.03)
+    assert (values - got)[HEAD.mask] == pytest.approx(0.25, abs=1e-3)
+
+
 def test_none_is_none() -> None:
     assert np.array_equal(reference.none(chi(), HEAD.mask, GEOMETRY, None), chi())
 

@@ -21,11 +21,13 @@ from qsm_edge.masking.signal import Offsets, bias, coherent, head_in, middle
 from qsm_edge.types import Array, Geometry, OnIteration
 
 _SCALP_MM = 11.0  # below the skin, within which brain is unlikely
-_SCALP_FORCE = 0.15  # there, per voxel of 2 mm; the weak one is for a head without scalp (skull-stripped, fat suppressed)
+_SCALP_FORCE = (
+    0.15  # there, per voxel of 2 mm; the weak one is for a head without scalp (skull-stripped, fat suppressed)
+)
 _WEAK_SCALP_FORCE = 0.02
 _COSTLY = 0.45  # mean cost on the surface: it runs through tissue, not along the skull
 _BRAIN_FORCE = 0.03
-_BASE_MM = -28.0  # below the middle of the cranium: here the skull is no smooth shell any more
+_BASE_MM = -20.0  # below the middle of the cranium: here the skull is no smooth shell any more
 
 
 def threshold(
@@ -203,7 +205,7 @@ def tighten(
     taken = ndi.binary_propagation(~cavity, mask=outside) if not cavity.all() else ~cavity
     brain = filled(largest(cavity & ~taken))
     brain |= closed(brain, closing_mm, h) & cavity
-    brain |= closed(brain, bridge_mm, h) & (below > gap + 0.5) & (at[0] > _BASE_MM - 10)
+    brain |= closed(brain, bridge_mm, h) & (below > gap + 0.5) & (at[0] > _BASE_MM)
     return filled(brain)
 
 

@@ -22,7 +22,7 @@ def cheapest_surface(
     inside: np.ndarray,
     outside: np.ndarray,
     *,
-    steps: tuple[int, ...] = (250, 100, 50),
+    steps: tuple[int, ...] = (600, 150, 40),
     on_iteration: OnIteration | None = None,
 ) -> np.ndarray:
     """The share (0..1, nearly binary) of every voxel that lies inside the cheapest surface.

@@ -65,7 +65,9 @@ class Grid:
 def closest_axes(geometry: Geometry, letters: str = "SPL") -> tuple[Axes, Flips]:
     """Which array axis runs along each of `letters` best, and whether it has to be flipped for that."""
     if len(letters) != 3 or sorted(DIRECTIONS[c][0] if c in DIRECTIONS else -1 for c in letters) != [0, 1, 2]:
-        raise UsageError("bad_value", "axes name three patient directions", got=letters, wanted="such as SPL, LPS or PRS")
+        raise UsageError(
+            "bad_value", "axes name three patient directions", got=letters, wanted="such as SPL, LPS or PRS"
+        )
     direction = geometry.affine_lps[:3, :3] / np.linalg.norm(geometry.affine_lps[:3, :3], axis=0)
     along = np.stack([DIRECTIONS[c][1] * direction[DIRECTIONS[c][0]] for c in letters])  # (letter, array axis)
     a, b, c = max(itertools.permutations(range(3)), key=lambda p: sum(abs(along[i, p[i]]) for i in range(3)))
@@ -115,10 +117,14 @@ def _hat(at: np.ndarray, of: np.ndarray, width: float) -> np.ndarray:
 def down_weights(grid: Grid) -> list[np.ndarray]:
     """For each axis the matrix (grid, native) that averages over a grid step, or interpolates where that is finer."""
     out = []
-    for n, v, m, h, c in zip(grid.native_shape, grid.native_mm, grid.shape, grid.spacing_mm, grid.centre_mm, strict=True):
+    for n, v, m, h, c in zip(
+        grid.native_shape, grid.native_mm, grid.shape, grid.spacing_mm, grid.centre_mm, strict=True
+    ):
         at, of = _points(m, h, c), _points(n, v)
         weights = _hat(at, of, max(v, h))
-        weights[(at < of[0] - v / 2 - h / 2) | (at > of[-1] + v / 2 + h / 2)] = 0.0  # beyond the volume there is nothing
+        weights[(at < of[0] - v / 2 - h / 2) | (at > of[-1] + v / 2 + h / 2)] = (
+            0.0  # beyond the volume there is nothing
+        )
         out.append(weights.astype(np.float32))
     return out
 
@@ -126,7 +132,9 @@ def down_weights(grid: Grid) -> list[np.ndarray]:
 def up_weights(grid: Grid) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """For each axis the matrix (native, grid) that interpolates, and which native samples lie within the grid."""
     out, covered = [], []
-    for n, v, m, h, c in zip(grid.native_shape, grid.native_mm, grid.shape, grid.spacing_mm, grid.centre_mm, strict=True):
+    for n, v, m, h, c in zip(
+        grid.native_shape, grid.native_mm, grid.shape, grid.spacing_mm, grid.centre_mm, strict=True
+    ):
         at, of = _points(n, v), _points(m, h, c)
         out.append(_hat(at, of, h).astype(np.float32))
         covered.append((at >= of[0] - h / 2 - 1e-6) & (at <= of[-1] + h / 2 + 1e-6))
@@ -196,7 +204,9 @@ def restore(soft: np.ndarray, grid: Grid, geometry: Geometry, *, beyond: float =
     """
     values = np.asarray(soft, dtype=np.float32).reshape(soft.shape[-3:])
     if values.shape != grid.shape or tuple(geometry.shape[a] for a in grid.axes) != grid.native_shape:
-        raise UsageError("bad_call", got=f"{values.shape}, {geometry.shape}", wanted=f"{grid.shape}, {grid.native_shape}")
+        raise UsageError(
+            "bad_call", got=f"{values.shape}, {geometry.shape}", wanted=f"{grid.shape}, {grid.native_shape}"
+        )
     weights, covered = up_weights(grid)
     native = apply(values, weights)
     for axis, inside in enumerate(covered):
