@@ -207,11 +207,11 @@ def _size(box: tuple[slice, slice, slice]) -> tuple[int, int, int]:
 
 
 def _cropped(series: GreSeries, box: tuple[slice, slice, slice]) -> GreSeries:
-    cut = lambda a: np.ascontiguousarray(a[(slice(None), *box)])  # noqa: E731
-    return GreSeries(
-        cut(backend.to_host(series.magnitude)), cut(backend.to_host(series.phase_rad)), series.echo_times_s, series.b0_tesla,
-        series.geometry.crop(box), series.source,
-    )  # fmt: skip
+    magnitude, phase = (
+        np.ascontiguousarray(backend.to_host(part)[(slice(None), *box)])
+        for part in (series.magnitude, series.phase_rad)
+    )
+    return dataclasses.replace(series, magnitude=magnitude, phase_rad=phase, geometry=series.geometry.crop(box))
 
 
 def _uncropped(part: Array, box: tuple[slice, slice, slice], shape: tuple[int, ...]) -> np.ndarray:

@@ -78,7 +78,7 @@ class Geometry:
     @property
     def affine_ras_xyz(self) -> np.ndarray:
         """The NIfTI affine for arrays transposed to (x, y, z)."""
-        return np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine_lps[:, [2, 1, 0, 3]]
+        return np.asarray(np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine_lps[:, [2, 1, 0, 3]])
 
     def crop(self, box: tuple[slice, slice, slice]) -> Geometry:
         """The geometry of ``array[box]``; the slices have explicit non-negative bounds and step 1."""

@@ -5,10 +5,13 @@ Everything here runs on the host; the pipeline hands in and takes back NumPy arr
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from qsm_edge.masking.classical import threshold
 from qsm_edge.masking.clean import clean, network
 from qsm_edge.masking.grid import prepare, restore
 
-METHODS = {"threshold": threshold, "network": network}
+METHODS: Mapping[str, Callable[..., Any]] = {"threshold": threshold, "network": network}
 
 __all__ = ["METHODS", "clean", "network", "prepare", "restore", "threshold"]

@@ -102,7 +102,7 @@ def _again(
     """Air and depth once more with the bias taken off: a surface coil sees the far side of the head darker than air's bound."""
     at, _ = middle(depth, h)
     even = np.minimum(seen / bias(seen, depth, at, level, h), 2.0)
-    again, deeper, _ = head_in(even, h)
+    again, _deeper, _ = head_in(even, h)
     plausible = again.any() and air.any() and float((~again).sum()) < 1.5 * float((~air).sum())
     return (again & air, away_mm(again & air, h)) if plausible and (again & air).any() else (air, depth)
 
@@ -149,7 +149,7 @@ def _cavity(
 def _without_dark_lines(relative: np.ndarray, h: float) -> np.ndarray:
     """Dark structures thinner than 14 mm made darker by their depth below the surroundings: thin bone at partial volume."""
     size = round(14.0 / h) | 1
-    return np.clip(2 * relative - ndi.grey_closing(relative, size=(size, size, size)), 0, None)
+    return np.asarray(np.clip(2 * relative - ndi.grey_closing(relative, size=(size, size, size)), 0, None))
 
 
 def _core(line: np.ndarray, depth: np.ndarray, at: Offsets, radius: float, h: float) -> np.ndarray:

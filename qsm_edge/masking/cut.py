@@ -2,7 +2,7 @@
 
 With a cost g on every voxel that the surface runs through and a force f on every voxel inside it, the minimiser over
 0 <= u <= 1 of  sum g |grad u| + sum f u  is (almost everywhere) 0 or 1 and the best of all surfaces: a minimal cut, solved on the
-continuum so that no direction of the grid is preferred. Where nothing separates (a gap in the dark line of the skull), the surface
+continuum so that no direction of the grid is preferred. Where nothing separates (a gap in the dark line of the skull), it
 spans the gap by the shortest way; a dark pit in the border (a bleed at the surface of the brain) it passes over.
 """
 

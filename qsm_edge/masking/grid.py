@@ -111,7 +111,7 @@ def _hat(at: np.ndarray, of: np.ndarray, width: float) -> np.ndarray:
     """Rows of weights that average samples at the points `of` into values at the points `at`, linearly within `width`."""
     reach = np.clip(at, of[0], of[-1])  # within half a voxel of the border the last sample holds
     weights = np.maximum(0.0, 1.0 - np.abs(reach[:, None] - of[None]) / width)
-    return weights / weights.sum(axis=1, keepdims=True)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
 def down_weights(grid: Grid) -> list[np.ndarray]:
@@ -191,7 +191,8 @@ def _normalised(tensor: np.ndarray, how: str) -> np.ndarray:
         high = low + float(tensor.std())
     else:
         return tensor
-    return ((tensor - np.float32(low)) / np.float32(max(high - low, np.finfo(np.float32).tiny))).astype(np.float32)
+    span = max(high - low, float(np.finfo(np.float32).tiny))
+    return np.asarray((tensor - low) / span, dtype=np.float32)
 
 
 def restore(soft: np.ndarray, grid: Grid, geometry: Geometry, *, beyond: float = 0.0) -> np.ndarray:
@@ -203,7 +204,7 @@ def restore(soft: np.ndarray, grid: Grid, geometry: Geometry, *, beyond: float =
     beyond : the value where the grid does not reach.
     """
     values = np.asarray(soft, dtype=np.float32).reshape(soft.shape[-3:])
-    if values.shape != grid.shape or tuple(geometry.shape[a] for a in grid.axes) != grid.native_shape:
+    if tuple(values.shape) != tuple(grid.shape) or tuple(geometry.shape[a] for a in grid.axes) != grid.native_shape:
         raise UsageError(
             "bad_call", got=f"{values.shape}, {geometry.shape}", wanted=f"{grid.shape}, {grid.native_shape}"
         )

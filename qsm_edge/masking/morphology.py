@@ -37,7 +37,7 @@ def depth_mm(mask: np.ndarray, step_mm: float) -> np.ndarray:
     """Distance of every voxel in the mask from the nearest voxel outside, FAR_MM where there is none outside."""
     if mask.all():
         return np.full(mask.shape, FAR_MM, np.float32)
-    return (ndi.distance_transform_edt(mask) * step_mm).astype(np.float32)
+    return np.asarray(ndi.distance_transform_edt(mask) * step_mm, dtype=np.float32)
 
 
 def away_mm(mask: np.ndarray, step_mm: float) -> np.ndarray:
@@ -51,7 +51,7 @@ def closed(mask: np.ndarray, radius_mm: float, step_mm: float) -> np.ndarray:
     wide = np.pad(mask, margin, mode="edge")
     swollen = away_mm(wide, step_mm) <= radius_mm
     shrunk = depth_mm(np.pad(swollen, 1, mode="edge"), step_mm)[1:-1, 1:-1, 1:-1] > radius_mm
-    return shrunk[margin:-margin, margin:-margin, margin:-margin] | mask
+    return np.asarray(shrunk[margin:-margin, margin:-margin, margin:-margin] | mask)
 
 
 def largest(mask: np.ndarray) -> np.ndarray:
