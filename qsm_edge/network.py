@@ -7,8 +7,10 @@ A model is an ONNX file with a card of the same name and the suffix .toml beside
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
@@ -17,32 +19,46 @@ from typing import Any
 import numpy as np
 
 from qsm_edge.backend import threads as usable_threads
-from qsm_edge.errors import ModelRefused
+from qsm_edge.errors import ModelRefused, UsageError
 from qsm_edge.types import Note
 
-RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
-PREFERRED = (
-    "TensorrtExecutionProvider",
-    "CUDAExecutionProvider",
-    "OpenVINOExecutionProvider",
-    "DmlExecutionProvider",
-    "CPUExecutionProvider",
-)
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn")
+PROVIDERS = {
+    "cuda": "CUDAExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+CPU = PROVIDERS["cpu"]
+AUTO = tuple(
+    PROVIDERS[name] for name in ("cuda", "directml", "openvino", "cpu")
+)  # TensorRT compiles for minutes: by name only
 OUTPUTS = ("probability", "logit", "signed_distance")
+NORMALISATIONS = ("none", "minmax", "p99", "zscore")
+CENTRES = ("volume", "head")
 LARGEST_BYTES = 1_000_000_000
+LARGEST_VOXELS = 512**3
+KEYS = {
+    "": {"name", "version", "sha256", "opset", "licence", "input", "output", "about"},
+    "input": {"shape", "spacing_mm", "axes", "normalisation", "centre"},
+    "output": {"kind", "threshold"},
+}
 
 
 @dataclass(frozen=True)
 class Card:
     """What a model file is and how it is used.
 
-    shape (3 voxels), spacing_mm (3), axes (three patient directions, such as 'SPL'), normalisation and centre as
-    `masking.grid` knows them; output 'probability', 'logit' or 'signed_distance' (positive inside); threshold on it.
+    opset of the default ONNX domain; shape (3 voxels), spacing_mm (3), axes (three patient directions, such as 'SPL'),
+    normalisation and centre as `masking.grid` knows them; output 'probability', 'logit' or 'signed_distance' (mm, positive
+    inside); threshold on the probability, 0.5 at a logit or distance of 0.
     """
 
     name: str
     version: str
     sha256: str
+    opset: int
     licence: str
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
@@ -53,27 +69,74 @@ class Card:
     threshold: float
 
 
-@dataclass(frozen=True)
 class Network:
-    """A loaded model: `segment` runs it; `provider` is what it runs on; `notes` tell of a fallback."""
+    """A loaded model: `segment` runs it; `provider` is what it runs on; `notes` tell of every fallback so far."""
 
-    card: Card
-    provider: str
-    notes: tuple[Note, ...]
-    session: Any
+    def __init__(self, card: Card, content: bytes, wanted: Sequence[str], threads: int, where: str) -> None:
+        self.card = card
+        self._content, self._threads, self._where = content, threads, where
+        self._notes: list[Note] = []
+        self._session, self.provider = self._start(wanted)
+        _check(self._session, card, where)
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """A Note network_fallback for each provider that was wanted and did not run."""
+        return tuple(self._notes)
 
     def segment(self, tensor: np.ndarray) -> np.ndarray:
-        """The model's continuous output for a float32 tensor of the card's shape (1, 1, z, y, x), same shape."""
+        """The model's continuous output for a float32 tensor of the card's shape (1, 1, z, y, x), same shape.
+
+        Where an accelerator fails while it runs, the CPU runs the network again, and `notes` say so.
+        """
         wanted = (1, 1, *self.card.shape)
         if tensor.shape != wanted or tensor.dtype != np.float32:
-            raise ModelRefused(
-                "model_foreign", "wrong input", got=f"{tensor.shape} {tensor.dtype}", wanted=f"{wanted} float32"
-            )
-        (out,) = self.session.run(None, {self.session.get_inputs()[0].name: np.ascontiguousarray(tensor)})
-        out = np.asarray(out, dtype=np.float32)
+            got = f"{tensor.shape} {tensor.dtype}"
+            raise ModelRefused("model_foreign", "wrong input", got=got, wanted=f"{wanted} float32")
+        values = np.ascontiguousarray(tensor)
+        try:
+            out = self._run(values)
+        except Exception as error:  # onnxruntime's exceptions share no public base
+            if self.provider == CPU:
+                what = "the network cannot be run"
+                raise ModelRefused("model_foreign", what, where=self._where, got=type(error).__name__) from error
+            self._fell_back(self.provider, "failed while it ran")
+            self._session, self.provider = self._start((CPU,))
+            out = self._run(values)
         if out.shape != wanted or not np.isfinite(out).all():
             raise ModelRefused("model_foreign", "the output is not a finite volume of the input's shape", got=out.shape)
         return out
+
+    def _run(self, values: np.ndarray) -> np.ndarray:
+        (out,) = self._session.run(None, {self._session.get_inputs()[0].name: values})
+        return np.asarray(out, dtype=np.float32)
+
+    def _fell_back(self, provider: str, why: str) -> None:
+        self._notes.append(Note("network_fallback", f"The mask network did not run on {provider}: {why}."))
+
+    def _start(self, wanted: Sequence[str]) -> tuple[Any, str]:
+        """A session on the first of `wanted` that really runs. Loaded from memory: no other file can be reached."""
+        runtime = _runtime()
+        available = runtime.get_available_providers()
+        failure = "no provider"
+        for provider in wanted:
+            if provider not in available:
+                self._fell_back(provider, "the installed onnxruntime does not have it")
+                continue
+            chain = list(dict.fromkeys((provider, CPU)))
+            try:
+                session = runtime.InferenceSession(self._content, _options(runtime, self._threads, provider), chain)
+            except Exception as error:
+                failure = type(error).__name__
+                if provider != CPU:
+                    self._fell_back(provider, "it did not take the model")
+                continue
+            if (
+                session.get_providers()[0] == provider
+            ):  # it goes on alone without, when a driver or a library is missing
+                return session, provider
+            self._fell_back(provider, "a driver or library is missing")
+        raise ModelRefused("model_foreign", "onnxruntime cannot load the file", where=self._where, got=failure)
 
 
 def default_model() -> Path | None:
@@ -82,22 +145,18 @@ def default_model() -> Path | None:
     return path if path.is_file() else None
 
 
-def require_default() -> Path:
-    """`default_model`, or ModelRefused no_model."""
-    path = default_model()
-    if path is None:
-        raise ModelRefused("no_model", wanted="a model file with its card (--model FILE.onnx), or --mask threshold")
-    return path
-
-
 def load(path: Path, *, providers: str = "auto", threads: int | None = None) -> Network:
-    """A network ready to run, after its card, checksum, inputs and outputs have been checked.
+    """A network ready to run, after its card, checksum, opset, operators, inputs and outputs have been checked.
 
-    `providers`: 'auto' (the fastest that is installed and works) or names separated by commas, in order of preference; when
-    the first cannot be used the next is, the CPU at last, and a note says so. Raises ModelRefused: no_model (file or
-    onnxruntime missing), model_card, model_checksum, model_foreign.
+    `providers`: 'auto' (the fastest that is installed and works) or names separated by commas, out of `PROVIDERS` or as
+    onnxruntime spells them, in order of preference; when one cannot be used the next is, the CPU at last, and a note says so.
+    Raises ModelRefused: no_model (file or onnxruntime missing), model_card, model_checksum, model_foreign; UsageError
+    unknown_name for a provider, bad_value for threads.
     """
     path = Path(path)
+    if threads is not None and threads < 1:
+        raise UsageError("bad_value", "threads", got=threads, wanted="1 or more")
+    named = _named(providers)
     if not path.is_file():
         raise ModelRefused("no_model", where=path.name, got="no such file")
     card = read_card(path)
@@ -107,67 +166,82 @@ def load(path: Path, *, providers: str = "auto", threads: int | None = None) -> 
     digest = hashlib.sha256(content).hexdigest()
     if digest != card.sha256:
         raise ModelRefused("model_checksum", where=path.name, got=digest, wanted=card.sha256)
-    runtime = _runtime()
-    wanted = _wanted(providers, runtime.get_available_providers())
-    session, notes = _session(runtime, content, wanted, threads or usable_threads(), path.name)
-    used = session.get_providers()[0]
-    if providers != "auto" and used != wanted[0]:
-        notes.append(Note("network_fallback", f"{wanted[0]} could not be used; the mask network ran on {used}."))
-    _check(session, card, path.name)
-    return Network(card, used, tuple(notes), session)
+    _inspect(content, card, path.name)
+    available = _runtime().get_available_providers()
+    wanted = named or [p for p in AUTO if p in available]
+    return Network(card, content, wanted, threads or usable_threads(), path.name)
 
 
 def read_card(path: Path) -> Card:
-    """The card beside a model file; raises ModelRefused model_card with what is missing or wrong."""
+    """The card beside a model file; raises ModelRefused model_card with what is missing, unknown or wrong."""
     card = path.with_suffix(".toml")
     try:
         table = tomllib.loads(card.read_text(encoding="utf-8"))
         grid, output = table["input"], table["output"]
+        unknown = [
+            key for name, part in (("", table), ("input", grid), ("output", output)) for key in set(part) - KEYS[name]
+        ]
+        if unknown:
+            raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
         read = Card(
-            name=str(table["name"]),
-            version=str(table["version"]),
-            sha256=str(table["sha256"]).lower(),
-            licence=str(table["licence"]),
+            name=_text(table, "name"),
+            version=_text(table, "version"),
+            sha256=_text(table, "sha256").lower(),
+            opset=int(table["opset"]),
+            licence=_text(table, "licence"),
             shape=_three(grid["shape"], int),
             spacing_mm=_three(grid["spacing_mm"], float),
-            axes=str(grid["axes"]),
-            normalisation=str(grid["normalisation"]),
+            axes=_text(grid, "axes"),
+            normalisation=_text(grid, "normalisation"),
             centre=str(grid.get("centre", "volume")),
-            output=str(output["kind"]),
+            output=_text(output, "kind"),
             threshold=float(output["threshold"]),
         )
     except OSError:
         raise ModelRefused(
             "model_card", "the model has no card", where=card.name, wanted="a .toml beside the .onnx"
         ) from None
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # TOML's and Unicode's errors are ValueErrors
         raise ModelRefused("model_card", where=card.name, got=f"{type(error).__name__}: {error}") from None
-    if min(read.shape) < 8 or max(read.shape) > 1024 or not all(0.1 <= s <= 20 for s in read.spacing_mm):
-        raise ModelRefused("model_card", "the grid is implausible", where=card.name, got=(read.shape, read.spacing_mm))
-    if read.output not in OUTPUTS or sorted(
-        "LPS".find({"R": "L", "A": "P", "I": "S"}.get(a, a)) for a in read.axes
-    ) != [0, 1, 2]:
-        raise ModelRefused(
-            "model_card", where=card.name, got=f"{read.output}, {read.axes}", wanted=f"{OUTPUTS}, axes like SPL"
-        )
+    for fits, got, wanted in (
+        (re.fullmatch("[0-9a-f]{64}", read.sha256), "sha256", "64 hexadecimal digits"),
+        (min(read.shape) >= 8 and math.prod(read.shape) <= LARGEST_VOXELS, read.shape, "a plausible shape"),
+        (all(0.1 <= s <= 20 for s in read.spacing_mm), read.spacing_mm, "0.1 to 20 mm"),
+        (re.fullmatch("(?=.*[LR])(?=.*[PA])(?=.*[SI])...", read.axes), read.axes, "axes like SPL"),
+        (read.normalisation in NORMALISATIONS, read.normalisation, NORMALISATIONS),
+        (read.centre in CENTRES, read.centre, CENTRES),
+        (read.output in OUTPUTS, read.output, OUTPUTS),
+        (0 < read.threshold < 1, read.threshold, "a probability between 0 and 1"),
+    ):
+        if not fits:
+            raise ModelRefused("model_card", where=card.name, got=got, wanted=wanted)
     return read
 
 
-def installed_runtimes() -> dict[str, Any]:
-    """For `doctor`: wheels of onnxruntime found, their versions, the providers, and whether two wheels overwrite each other."""
+def installed_runtimes() -> dict[str, str]:
+    """Wheels of onnxruntime that are installed, with their versions; more than one have overwritten each other's files."""
     wheels = {}
     for name in RUNTIMES:
         try:
             wheels[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    providers: list[str] = []
-    if wheels:
-        try:
-            providers = list(_runtime().get_available_providers())
-        except ModelRefused:
-            providers = []
-    return {"wheels": wheels, "providers": providers, "rivals": len(wheels) > 1}
+    return wheels
+
+
+def available_providers() -> tuple[str, ...]:
+    """The providers of the installed onnxruntime as it spells them; () where none is installed."""
+    try:
+        return tuple(_runtime().get_available_providers())
+    except ModelRefused:
+        return ()
+
+
+def _text(table: Any, key: str) -> str:
+    value = table[key]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{key} is no text")
+    return value
 
 
 def _three(values: Sequence[Any], kind: type) -> Any:
@@ -186,52 +260,127 @@ def _runtime() -> Any:
     return onnxruntime
 
 
-def _wanted(providers: str, available: Sequence[str]) -> list[str]:
-    if providers == "auto":
-        return [p for p in PREFERRED if p in available] or ["CPUExecutionProvider"]
-    names = [p.strip() for p in providers.split(",") if p.strip()]
-    return [*names, *(["CPUExecutionProvider"] if "CPUExecutionProvider" not in names else [])]
+def _named(providers: str) -> list[str]:
+    """Providers as onnxruntime spells them, the CPU last; [] for 'auto'."""
+    names = [name.strip() for name in providers.split(",") if name.strip()]
+    if names == ["auto"]:
+        return []
+    spelled = [PROVIDERS.get(name.lower(), name) for name in names]
+    if not names or any(name not in PROVIDERS.values() for name in spelled):
+        raise UsageError("unknown_name", "no such provider", got=providers, wanted=", ".join(("auto", *PROVIDERS)))
+    return list(dict.fromkeys((*spelled, CPU)))
 
 
-def _session(runtime: Any, content: bytes, wanted: list[str], threads: int, where: str) -> tuple[Any, list[Note]]:
-    """A session on the first provider that takes the model. Loaded from memory: external data files cannot be reached."""
+def _options(runtime: Any, threads: int, provider: str) -> Any:
+    """Deterministic and quiet; nothing is kept after the one inference of a study, and no thread spins while it waits."""
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False  # one inference a study: the arena would hold its memory for nothing
-    notes: list[Note] = []
-    available = runtime.get_available_providers()
-    failure: Exception | None = None
-    for start, name in enumerate(wanted):
-        if name not in available:
-            continue
-        try:
-            return runtime.InferenceSession(content, options, providers=wanted_from(wanted[start:], available)), notes
-        except Exception as error:  # onnxruntime's exceptions share no public base
-            failure = error
-            if name != "CPUExecutionProvider":
-                notes.append(
-                    Note("network_fallback", f"{name} did not take the mask network; the next provider was tried.")
-                )
-    got = type(failure).__name__ if failure else "no provider"
-    raise ModelRefused("model_foreign", "onnxruntime cannot load the file", where=where, got=got)
-
-
-def wanted_from(names: list[str], available: Sequence[str]) -> list[str]:
-    """Those of `names` that are available, in their order."""
-    return [n for n in names if n in available]
+    options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.use_deterministic_compute = True
+    options.log_severity_level = 4
+    options.enable_cpu_mem_arena = False  # it would hold its memory for nothing
+    options.enable_mem_pattern = provider != PROVIDERS["directml"]  # which cannot work with it
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    runtime.disable_telemetry_events()
+    return options
 
 
 def _check(session: Any, card: Card, where: str) -> None:
-    """One float input and one output of the card's static shape, or model_foreign."""
+    """One float input and one float output of the card's static shape, or model_foreign."""
     wanted = [1, 1, *card.shape]
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or len(outputs) != 1:
         got = f"{len(inputs)} inputs, {len(outputs)} outputs"
         raise ModelRefused("model_foreign", where=where, got=got, wanted="one of each")
-    if inputs[0].type != "tensor(float)" or list(inputs[0].shape) != wanted:
-        got = f"{inputs[0].type} {inputs[0].shape}"
-        raise ModelRefused(
-            "model_foreign", "not the input of the card", where=where, got=got, wanted=f"tensor(float) {wanted}"
-        )
+    for what, end in (("input", inputs[0]), ("output", outputs[0])):
+        if end.type != "tensor(float)" or list(end.shape) != wanted:
+            got = f"{end.type} {end.shape}"
+            text = f"not the {what} of the card"
+            raise ModelRefused("model_foreign", text, where=where, got=got, wanted=f"tensor(float) {wanted}")
+
+
+# What an ONNX file, a protobuf message, says about itself: message -> {field: message below it}, as far as tensors, operators
+# and opsets can hide there. A length that runs over the end of its message tells a cut file.
+_BELOW: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 8: "opset", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 9: "opset", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+
+
+def _inspect(content: bytes, card: Card, where: str) -> None:
+    """Refuse a cut or foreign file, weights in other files, operators outside the standard, and another opset than the card's."""
+    opsets: dict[str, int] = {}
+    found: set[str] = set()
+    try:
+        _walk(memoryview(content), "model", opsets, found, 0)
+    except (ValueError, IndexError) as error:
+        raise ModelRefused("model_foreign", "this is no whole ONNX file", where=where, got=error) from None
+    if "external" in found:
+        raise ModelRefused("model_foreign", "the network keeps weights in other files", where=where, wanted="one file")
+    own = {name for name in opsets if name not in ("", "ai.onnx")} | {n[7:] for n in found if n.startswith("domain:")}
+    if own or "node" not in found:
+        got = f"operators of {', '.join(sorted(own))}" if own else "no operators"
+        raise ModelRefused("model_foreign", where=where, got=got, wanted="the standard's operators")
+    opset = max(opsets.values(), default=0)
+    if opset != card.opset:
+        raise ModelRefused("model_foreign", "not the opset of the card", where=where, got=opset, wanted=card.opset)
+
+
+def _walk(message: memoryview, kind: str, opsets: dict[str, int], found: set[str], depth: int) -> None:
+    if depth > 32:
+        raise ValueError("nested too deeply")
+    found.add(kind)
+    domain, version = "", 0
+    for number, value in _fields(message):
+        at = (kind, number)
+        if isinstance(value, memoryview) and number in _BELOW.get(kind, {}):
+            _walk(value, _BELOW[kind][number], opsets, found, depth + 1)
+        elif isinstance(value, memoryview):
+            if at == ("opset", 1):
+                domain = bytes(value).decode()
+            elif at == ("node", 7) and bytes(value) not in (b"", b"ai.onnx"):
+                found.add(f"domain:{bytes(value).decode()}")
+            elif at == ("tensor", 13):
+                found.add("external")
+        elif at == ("opset", 2):
+            version = value
+        elif at == ("tensor", 14) and value:
+            found.add("external")
+    if kind == "opset":
+        opsets[domain] = version
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """(field, value) of a protobuf message: an int of a varint, the bytes of what has a length; fixed-size numbers are passed."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        if key & 7 == 0:
+            value, at = _varint(message, at)
+            yield key >> 3, value
+            continue
+        if key & 7 not in (1, 2, 5) or not key >> 3:
+            raise ValueError(f"no field begins with {key}")
+        length, at = _varint(message, at) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], at)
+        if length > len(message) - at:
+            raise ValueError(f"{length} bytes announced, {len(message) - at} left")
+        if key & 7 == 2:
+            yield key >> 3, message[at : at + length]
+        at += length
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = message[at]  # IndexError at the end
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return value, at
+    raise ValueError("a number without an end")

@@ -168,7 +168,10 @@ def _brain(
             "unknown_name", "no such mask method", got=method, wanted=", ".join(("auto", *masking.METHODS))
         )
     function = masking.METHODS[method]
-    options: dict[str, Any] = {**choice.options, **({"model": model} if accepts(function, "model") else {})}
+    options: dict[str, Any] = {
+        **choice.options,
+        **({"model": model, "on_note": notes.append} if accepts(function, "model") else {}),
+    }
     with recorder.stage("mask", method, choice):
         brain = function(
             backend.to_host(series.magnitude),

@@ -26,7 +26,7 @@ STAGES: Mapping[str, Mapping[str, Method]] = {
 }
 
 #: Arguments that the pipeline gives itself.
-RESERVED = ("on_iteration", "model")
+RESERVED = ("on_iteration", "on_note", "model", "threads")
 
 
 def options_of(function: Method) -> dict[str, Any]:

@@ -35,12 +35,12 @@ def installed(folder, content=None, **changes):
     path = folder / "tiny.onnx"
     path.write_bytes(content)
     card = {
-        "name": '"tiny"', "version": '"1"', "sha256": f'"{hashlib.sha256(content).hexdigest()}"', "licence": '"Apache-2.0"',
+        "name": '"tiny"', "version": '"1"', "sha256": f'"{hashlib.sha256(content).hexdigest()}"', "licence": '"Apache-2.0"', "opset": 17,
         "shape": list(SHAPE), "spacing_mm": [2.0, 2.0, 2.0], "axes": '"SPL"', "normalisation": '"p99"',
-        "kind": '"logit"', "threshold": 0.0,
+        "kind": '"logit"', "threshold": 0.5,
     }  # fmt: skip
     card |= changes
-    lines = [f"{k} = {card[k]}" for k in ("name", "version", "sha256", "licence") if card[k] is not None]
+    lines = [f"{k} = {card[k]}" for k in ("name", "version", "sha256", "opset", "licence") if card[k] is not None]
     lines += [
         "[input]",
         *(f"{k} = {card[k]}" for k in ("shape", "spacing_mm", "axes", "normalisation") if card[k] is not None),
@@ -150,7 +150,7 @@ def test_no_card_no_file_no_model(tmp_path, monkeypatch):
     assert refused(lambda: network.load(path)) == "model_card"
     assert refused(lambda: network.load(tmp_path / "absent.onnx")) == "no_model"
     monkeypatch.setattr(network, "default_model", lambda: None)
-    assert refused(network.require_default) == "no_model"
+    assert refused(lambda: masking.network(*series(Geometry.from_axes((30, 41, 37))))) == "no_model"
 
 
 @pytest.mark.parametrize(
@@ -208,6 +208,6 @@ def test_clean_keeps_one_solid_piece():
 
 def test_the_doctor_sees_the_installed_runtime():
     found = network.installed_runtimes()
-    assert found["wheels"]
-    assert "CPUExecutionProvider" in found["providers"]
-    assert found["rivals"] == (len(found["wheels"]) > 1)
+    assert found
+    assert set(found) <= set(network.RUNTIMES)
+    assert "CPUExecutionProvider" in network.available_providers()

@@ -59,7 +59,7 @@ def threshold(
     Cerebrospinal fluid within the skull is inside, since it carries signal. NOT excluded: dural sinuses, and the orbits
     where bone between them and the brain cannot be seen. NOT checked: that it is a head.
     """
-    signal, phase = _first_echo(magnitude, phase_rad, echo_times_s, geometry)
+    signal, phase = first_echo(magnitude, phase_rad, echo_times_s, geometry)
     if not (0.5 <= grid_mm <= 5 and 0 < dark < 1 and 0 <= closing_mm <= 50 and 0 <= bridge_mm <= 50):
         got = f"grid_mm {grid_mm}, dark {dark}, closing_mm {closing_mm}, bridge_mm {bridge_mm}"
         raise UsageError("bad_value", got=got, wanted="0.5..5, between 0 and 1, 0..50, 0..50")
@@ -83,7 +83,7 @@ def threshold(
     return mask
 
 
-def _first_echo(
+def first_echo(
     magnitude: Array, phase_rad: Array, echo_times_s: Sequence[float], geometry: Geometry
 ) -> tuple[np.ndarray, np.ndarray]:
     """Magnitude and phase of the shortest echo time on the host, finite."""
