@@ -25,7 +25,7 @@ def cheapest_surface(
     steps: tuple[int, ...] = (600, 150, 40),
     on_iteration: OnIteration | None = None,
 ) -> np.ndarray:
-    """The share (0..1, nearly binary) of every voxel that lies inside the cheapest surface.
+    """The share (0..1; cut it at 0.5) of every voxel that lies inside the cheapest surface.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def cheapest_surface(
     done = 0
     for level, count in enumerate(steps):
         size = 2 ** (len(steps) - 1 - level)
-        g = _blocks(cost, size)
+        g = 1 / _blocks(1 / cost, size)  # a surface takes the cheapest way through a block
         f = _blocks(force, size) * np.float32(size)
         low = (_blocks(inside, size) > 0.5).astype(np.float32)
         high = np.maximum((_blocks(outside, size) < 0.5).astype(np.float32), low)
