@@ -220,8 +220,8 @@ def tv(
     """Weighted total variation: min 1/2 |W (D chi - f)|^2 + regularisation |grad chi|_1, by ADMM.
 
     `regularisation` in ppm mm holds up to a field noise of `reference_noise_ppm` and grows in proportion beyond it (as
-    `noise_ppm` measures it), `penalty` with it. The penalties are ADMM's and change the speed, not the answer, once converged: a small
-    `data_penalty` lets strong sources (bleeds) reach their value in tens of passes instead of hundreds.
+    `noise_ppm` measures it), `penalty` with it. The penalties are ADMM's and change the speed, not the answer, once
+    converged: a small `data_penalty` lets strong sources (bleeds) reach their value in tens of passes, not hundreds.
     Source: Bilgic et al., MRM 2014, doi:10.1002/mrm.25029; Milovic et al., MRM 2018, doi:10.1002/mrm.27073.
     """
     problem = _problem(local_ppm, mask, geometry, weight, margin_mm)

@@ -245,9 +245,9 @@ def spheres(shape=(44, 48, 46)):
     return np.sqrt(sum(a**2 for a in at)), at
 
 
-def cut(cost, r, force=None):
+def cut(cost, r, force=None, sure=7):
     u = cheapest_surface(
-        cost.astype(np.float32), np.zeros_like(r, np.float32) if force is None else force, r < 5, r > 20
+        cost.astype(np.float32), np.zeros_like(r, np.float32) if force is None else force, r < sure, r > 20
     )
     assert u.min() >= 0
     assert u.max() <= 1
@@ -269,10 +269,10 @@ def test_a_gap_in_the_shell_is_spanned():
     assert not inside[r > 17].any()
 
 
-@pytest.mark.parametrize(("inner", "radius"), [(0.30, 10), (0.60, 16)])
+@pytest.mark.parametrize(("inner", "radius"), [(0.20, 9), (0.60, 15)])
 def test_of_two_shells_the_one_of_less_area_times_cost_is_taken(inner, radius):
-    r, _ = spheres()  # areas as 100 to 256: the outer one at 0.15 costs 38.4, the inner one 30 or 60
-    cost = np.where(abs(r - 10) < 1.5, inner, np.where(abs(r - 16) < 1.5, 0.15, 1.0))
+    r, _ = spheres()  # squares of the inner radii, 8.5 and 14.5, times costs: 14 or 43 against 21; the seed's 7: 49
+    cost = np.where(abs(r - 10) < 1.5, inner, np.where(abs(r - 16) < 1.5, 0.10, 1.0))
     volume = cut(cost, r).sum()
     assert volume == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.3)
 

@@ -35,7 +35,8 @@ def installed(folder, content=None, **changes):
     path = folder / "tiny.onnx"
     path.write_bytes(content)
     card = {
-        "name": '"tiny"', "version": '"1"', "sha256": f'"{hashlib.sha256(content).hexdigest()}"', "licence": '"Apache-2.0"', "opset": 17,
+        "name": '"tiny"', "version": '"1"', "sha256": f'"{hashlib.sha256(content).hexdigest()}"', "licence": '"Apache-2.0"',
+        "opset": 17,
         "shape": list(SHAPE), "spacing_mm": [2.0, 2.0, 2.0], "axes": '"SPL"', "normalisation": '"p99"',
         "kind": '"logit"', "threshold": 0.5,
     }  # fmt: skip
