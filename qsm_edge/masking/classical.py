@@ -27,7 +27,7 @@ _SCALP_FORCE = (
 _WEAK_SCALP_FORCE = 0.02
 _COSTLY = 0.45  # mean cost on the surface: it runs through tissue, not along the skull
 _BRAIN_FORCE = 0.03
-_NECK_FORCE = 0.1  # from 55 to 70 mm below the middle on: the spinal canal goes on where the brain ends
+_NECK_FORCE = 0.05  # from 60 to 75 mm below the middle on: the spinal canal goes on where the brain ends
 _BASE_MM = -20.0  # below the middle of the cranium: here the skull is no smooth shell any more
 
 
@@ -133,7 +133,7 @@ def _cavity(
     core = _core(line, depth, at, radius, h)
     away = np.sqrt(at[0] ** 2 + at[1] ** 2 + at[2] ** 2)
     likely = (line > 0.5) * np.clip((depth - 12) / 6, 0, 1) * np.clip((at[0] + 25) / 30, 0, 1) * (away < radius + 25)
-    neck = _NECK_FORCE * np.clip((-at[0] - 55) / 15, 0, 1)
+    neck = _NECK_FORCE * np.clip((-at[0] - 60) / 15, 0, 1)
     outside = depth_mm(air, h) > 1.5 * h  # not up to the skin: a stripped brain's edge is there
     best, least = core, np.inf
     for scalp in (_SCALP_FORCE, _WEAK_SCALP_FORCE):
