@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "qsm_edge"
 
-STAGES = {"unwrap", "echoes", "weights", "background", "invert", "reference", "masking", "network", "quality"}
-MEMBERS = {"tfi": "background", "polarity": "echoes"}  # a part of a stage in a file of its own
+STAGES = {"unwrap", "echoes", "weights", "background", "invert", "reference", "masking", "quality"}
+MEMBERS = {"tfi": "background", "polarity": "echoes", "network": "masking"}  # a part of a stage in a file of its own
 BORDER = 4.5  # files in and out: imports layer 0 and itself only
 LAYER: dict[str, float] = {
     **dict.fromkeys(("errors", "types", "units"), 0),
@@ -171,7 +171,7 @@ def test_nothing_happens_on_import():
         "before = dict(os.environ)\n"
         f"for name in {[name for name in names if not name.endswith('__main__')]}: importlib.import_module(name)\n"
         "assert threading.active_count() == 1, threading.enumerate()\n"
-        "os.environ.pop('GDCM_RESOURCES_PATH', None)\n"  # set by the codec, not by us
-        "assert dict(os.environ) == before\n"
+        "codec = 'GDCM_RESOURCES_PATH'\n"  # set by the codec, not by us, and inherited where a test before read with it
+        "assert {k: v for k, v in os.environ.items() if k != codec} == {k: v for k, v in before.items() if k != codec}\n"
     )
     assert fresh(code) == ""
