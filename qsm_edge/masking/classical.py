@@ -21,14 +21,13 @@ from qsm_edge.masking.signal import Offsets, bias, coherent, head_in, middle
 from qsm_edge.types import Array, Geometry, OnIteration
 
 _SCALP_MM = 11.0  # below the skin, within which brain is unlikely
-_SCALP_FORCE = (
-    0.15  # there, per voxel of 2 mm; the weak one is for a head without scalp (skull-stripped, fat suppressed)
-)
-_WEAK_SCALP_FORCE = 0.02
+_SCALP_FORCE = 0.15  # there, per voxel of 2 mm
+_WEAK_SCALP_FORCE = 0.02  # the same for a head without scalp: skull-stripped, or fat suppressed
 _COSTLY = 0.45  # mean cost on the surface: it runs through tissue, not along the skull
 _BRAIN_FORCE = 0.03
 _NECK_FORCE = 0.05  # from 60 to 75 mm below the middle on: the spinal canal goes on where the brain ends
-_BASE_MM = -20.0  # below the middle of the cranium: here the skull is no smooth shell any more
+_BASE_MM = -20.0  # below the middle of the cranium the base begins, where the skull is no smooth shell any more,
+_BASE_SLOPE = 0.35  # and lower towards the back: the occiput is part of the vault
 
 
 def threshold(
@@ -201,13 +200,14 @@ def tighten(
     if not thick.any():
         raise InputRefused("mask_empty", "no brain was found in the magnitude images")
     main = largest((away_mm(thick, h) <= 3.0 + 1.01 * h) & tissue)
-    gap = _gap(main, shell, at[0] > _BASE_MM - 10, h)
-    too_deep = (below > gap + 1.5) & (at[0] > _BASE_MM)
+    above = at[0] + _BASE_SLOPE * at[1] - _BASE_MM  # the base
+    gap = _gap(main, shell, above > -10, h)
+    too_deep = (below > gap + 1.5) & (above > 0)
     outside = ~cavity | (cavity & ~main & ~too_deep)
     taken = ndi.binary_propagation(~cavity, mask=outside) if not cavity.all() else ~cavity
     brain = filled(largest(cavity & ~taken))
     brain |= closed(brain, closing_mm, h) & cavity
-    brain |= closed(brain, bridge_mm, h) & (below > gap + 0.5) & (at[0] > _BASE_MM)
+    brain |= closed(brain, bridge_mm, h) & (below > gap + 0.5) & (above > 0)
     return filled(brain)
 
 
