@@ -33,8 +33,8 @@ def is_numpy(x: Array) -> bool:
 
 def to_host(x: Array) -> np.ndarray:
     """`x` as a NumPy array, from any namespace and device."""
-    if isinstance(x, np.ndarray):
-        return x
+    if is_numpy(x):
+        return np.asarray(x)
     if compat.is_cupy_array(x):
         return np.asarray(x.get())
     if compat.is_torch_array(x):
@@ -45,7 +45,7 @@ def to_host(x: Array) -> np.ndarray:
 
 def like(host: np.ndarray, reference: Array) -> Array:
     """A host array, moved to where `reference` lives."""
-    if isinstance(reference, np.ndarray):
+    if is_numpy(reference):
         return host
     return namespace(reference).asarray(host, device=compat.device(reference), copy=True)
 
@@ -59,7 +59,7 @@ def on_host(function: _Function) -> _Function:
     @functools.wraps(function)
     def crossing(*args: Any, **options: Any) -> Any:
         arrays = [a for a in (*args, *options.values()) if compat.is_array_api_obj(a)]
-        if all(isinstance(a, np.ndarray) for a in arrays):
+        if all(is_numpy(a) for a in arrays):
             return function(*args, **options)
 
         def fetch(a: Any) -> Any:
@@ -107,7 +107,7 @@ def to_device(host: np.ndarray, device: str) -> Array:
 
 def scipy_fft_for(x: Array) -> Any | None:
     """A module with SciPy's FFT interface for the array at hand, or None where its namespace has to do."""
-    if isinstance(x, np.ndarray):
+    if is_numpy(x):
         import scipy.fft
 
         return scipy.fft

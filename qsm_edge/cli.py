@@ -180,18 +180,31 @@ def _problems(outcome: Outcome) -> list[str]:
     return refused + [f"failed   {line_of(problem.as_dict())}" for problem in outcome.failed]
 
 
-def _inspect(args: argparse.Namespace) -> int:
-    from qsm_edge.survey import survey, text_of
-
+def _shown(
+    args: argparse.Namespace,
+    command: str,
+    look: Callable[[Progress], dict[str, Any]],
+    text_of: Callable[[dict[str, Any]], str],
+) -> dict[str, Any]:
+    """What `look` found, written as JSON or as text, with its progress shown meanwhile."""
     progress = Progress(sys.stderr, quiet=args.quiet)
     try:
-        found = survey(args.input, progress, pixels=not args.headers_only)
+        found = look(progress)
     finally:
         progress.clear()
     if args.json:
-        _write_json("inspect", found)
+        _write_json(command, found)
     else:
         sys.stdout.write(text_of(found))
+    return found
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from qsm_edge.survey import survey, text_of
+
+    found = _shown(
+        args, "inspect", lambda progress: survey(args.input, progress, pixels=not args.headers_only), text_of
+    )
     codes = {problem["code"] for problem in found["refused"]}
     return 1 if "internal" in codes else 3 if codes else 0
 
@@ -199,15 +212,7 @@ def _inspect(args: argparse.Namespace) -> int:
 def _doctor(args: argparse.Namespace) -> int:
     from qsm_edge.doctor import examine, text_of
 
-    progress = Progress(sys.stderr, quiet=args.quiet)
-    try:
-        report = examine(progress)
-    finally:
-        progress.clear()
-    if args.json:
-        _write_json("doctor", report)
-    else:
-        sys.stdout.write(text_of(report))
+    report = _shown(args, "doctor", examine, text_of)
     return 0 if report["healthy"] else 1
 
 

@@ -99,7 +99,8 @@ def _runtimes(errors: list[str], warnings: list[str]) -> dict[str, Any]:
         )
     elif not installed:
         warnings.append("no ONNX runtime: masks are made by threshold; pip install 'qsm-edge[cpu]'")
-    return {"installed": ", ".join(sorted(installed)) or "none"}
+    providers = ", ".join(network.available_providers())
+    return {"installed": ", ".join(sorted(installed)) or "none", "providers": providers or "none"}
 
 
 def _codecs(warnings: list[str]) -> dict[str, str]:

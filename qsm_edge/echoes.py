@@ -124,9 +124,7 @@ def _fit(
     count = len(echo_times_s)
 
     def back(values: Array) -> Array:
-        out = xp.zeros(mask.shape, dtype=xp.float32, device=mask.device)
-        out[mask] = xp.astype(values, xp.float32)
-        return out
+        return _scattered(values, mask)
 
     if count == 1:
         field = seed_rad / rad_per_ppm(b0_tesla, echo_times_s[0])
@@ -136,9 +134,8 @@ def _fit(
     unit_s = echo_times_s[j] - echo_times_s[i]
     times = [(t - echo_times_s[i]) / unit_s for t in echo_times_s]
     phases = [phase_rad[e, ...][mask] for e in range(count)]
-    powers = [magnitude[e, ...][mask] for e in range(count)]
-    scale = max(float(xp.max(level)) for level in powers) or 1.0  # within the mask: what is outside may be far brighter
-    powers = [(level / scale) ** 2 for level in powers]
+    levels, scale = _levels(magnitude, mask)
+    powers = [level**2 for level in levels]
     offset, slope = _unwrap_in_time(phases, powers, times, seed_rad[mask], i, j)
     total, mean_t, spread = _moments(powers, times)
     for _ in range(iterations):
@@ -156,6 +153,21 @@ def _fit(
     per_ppm = rad_per_ppm(b0_tesla, unit_s)
     at_zero = wrap(offset - slope * (echo_times_s[i] / unit_s))
     return FieldFit(back(slope / per_ppm), back(at_zero), back(residual), back(xp.sqrt(spread) * per_ppm * scale))
+
+
+def _levels(magnitude: Array, mask: Array) -> tuple[list[Array], float]:
+    """Each echo's magnitudes in the mask, over the largest of them all, and that; what is outside may be far brighter."""
+    inside = [magnitude[e, ...][mask] for e in range(magnitude.shape[0])]
+    scale = max(float(namespace(level).max(level)) for level in inside) or 1.0
+    return [level / scale for level in inside], scale
+
+
+def _scattered(values: Array, mask: Array) -> Array:
+    """The voxels of the mask put back into their volume, float32, zero outside."""
+    xp = namespace(values)
+    out = xp.zeros(mask.shape, dtype=xp.float32, device=mask.device)
+    out[mask] = xp.astype(values, xp.float32)
+    return out
 
 
 def _moments(powers: list[Array], times: list[float]) -> tuple[Array, Array, Array]:
@@ -185,9 +197,6 @@ def _unwrap_in_time(
     return offset, slope
 
 
-METHODS = {"nonlinear_fit": nonlinear_fit, "linear_fit": linear_fit}
-
-
 def r2star(
     magnitude: Array, mask: Array, echo_times_s: tuple[float, ...], *, largest_per_s: float = 500.0
 ) -> Array | None:
@@ -199,14 +208,13 @@ def r2star(
     if len(echo_times_s) < 2:
         return None
     xp = namespace(magnitude)
-    levels = [magnitude[e, ...][mask] for e in range(len(echo_times_s))]
-    scale = max(float(xp.max(level)) for level in levels) or 1.0
     floor = xp.asarray(1e-6, dtype=xp.float32, device=mask.device)
-    levels = [xp.maximum(level / scale, floor) for level in levels]
+    levels = [xp.maximum(level, floor) for level in _levels(magnitude, mask)[0]]
     times = [1000.0 * (t - echo_times_s[0]) for t in echo_times_s]  # ms keep the sums near one
     powers = [level * level for level in levels]
     _total, mean_t, spread = _moments(powers, times)
     turn = sum(p * (t - mean_t) * xp.log(level) for p, t, level in zip(powers, times, levels, strict=True))
-    out = xp.zeros(mask.shape, dtype=xp.float32, device=mask.device)
-    out[mask] = xp.astype(xp.clip(-1000.0 * turn / spread, 0.0, largest_per_s), xp.float32)
-    return out
+    return _scattered(xp.clip(-1000.0 * turn / spread, 0.0, largest_per_s), mask)
+
+
+METHODS = {"nonlinear_fit": nonlinear_fit, "linear_fit": linear_fit}

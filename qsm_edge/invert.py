@@ -122,6 +122,36 @@ def _problem(local_ppm: Array, mask: Array, geometry: Geometry, weight: Array, m
 _RELAXATION = 1.7
 
 
+class _SplitGradient:
+    """The gradient of chi as ADMM splits it off: along each axis the shrunk slope and its scaled dual."""
+
+    def __init__(self, problem: _Problem) -> None:
+        self._voxel_mm = problem.voxel_mm
+        self._splits = [namespace(problem.field).zeros_like(problem.field) for _ in range(3)]
+        self._duals = list(self._splits)
+
+    def divergence(self) -> Array:
+        """Adjoint of the gradient, applied to what chi's slopes are to follow."""
+        total = namespace(self._splits[0]).zeros_like(self._splits[0])
+        for axis in range(3):
+            total = total + adjoint_difference(self._splits[axis] - self._duals[axis], axis, self._voxel_mm[axis])
+        return total
+
+    def follow(self, chi: Array, threshold: float, relaxation: float = 1.0) -> None:
+        """Shrink the slopes of a new chi by `threshold` and carry what that took off into the duals."""
+        for axis in range(3):
+            slope = relaxation * forward_difference(chi, axis, self._voxel_mm[axis])
+            slope = slope + (1 - relaxation) * self._splits[axis] + self._duals[axis]
+            self._splits[axis] = shrink(slope, threshold)
+            self._duals[axis] = slope - self._splits[axis]
+
+
+def _moved(before: Array, after: Array) -> float:
+    """How far an iteration moved the solution, relative to its norm."""
+    change = after - before
+    return math.sqrt(dot(change, change) / max(dot(after, after), 1e-30))
+
+
 def _admm_tv(
     problem: _Problem,
     regularisation: float,
@@ -142,28 +172,19 @@ def _admm_tv(
     spectrum_weight = penalty * problem.gradient_power + data_penalty * problem.response**2
     spectrum_weight = xp.where(spectrum_weight == 0, xp.ones_like(spectrum_weight), spectrum_weight)
     response = problem.response
-    duals = [xp.zeros_like(problem.field) for _ in range(3)]
-    splits = list(duals)
+    slopes = _SplitGradient(problem)
     predicted, data_dual = start, xp.zeros_like(problem.field)
     chi = xp.zeros_like(problem.field)
     for number in range(1, iterations + 1):
-        divergence = xp.zeros_like(chi)
-        for axis in range(3):
-            divergence = divergence + adjoint_difference(splits[axis] - duals[axis], axis, problem.voxel_mm[axis])
-        spectrum = penalty * rfftn(divergence)
+        spectrum = penalty * rfftn(slopes.divergence())
         spectrum = (spectrum + data_penalty * response * rfftn(predicted - data_dual)) / spectrum_weight
         field = irfftn(response * spectrum, problem.shape)
         before, chi = chi, irfftn(spectrum, problem.shape)
-        for axis in range(3):
-            slope = _RELAXATION * forward_difference(chi, axis, problem.voxel_mm[axis])
-            slope = slope + (1 - _RELAXATION) * splits[axis] + duals[axis]
-            splits[axis] = shrink(slope, regularisation / penalty)
-            duals[axis] = slope - splits[axis]
+        slopes.follow(chi, regularisation / penalty, _RELAXATION)
         shifted = _RELAXATION * field + (1 - _RELAXATION) * predicted + data_dual
         predicted = fidelity(shifted)
         data_dual = shifted - predicted
-        change = chi - before
-        moved = math.sqrt(dot(change, change) / max(dot(chi, chi), 1e-30))
+        moved = _moved(before, chi)
         if on_iteration:
             on_iteration(number, moved)
         if moved < tolerance:
@@ -195,11 +216,26 @@ def _noise_factor(local_ppm: Array, mask: Array, reference_noise_ppm: float) -> 
     return min(max(1.0, noise_ppm(local_ppm, mask) / max(reference_noise_ppm, 1e-9)), 20.0)
 
 
-def _quadratic(problem: _Problem, power: Array, data_penalty: float) -> Proximal:
-    """Proximal map of the weighted least-squares data term."""
-    weighted = power * problem.field
-    total = power + data_penalty
-    return lambda x: (weighted + data_penalty * x) / total
+def _weighted_tv(
+    problem: _Problem,
+    power: Array,
+    regularisation: float,
+    penalty: float,
+    data_penalty: float,
+    iterations: int,
+    tolerance: float,
+    on_iteration: OnIteration | None,
+) -> Array:
+    """Total variation with the least-squares data term of squared weights `power`."""
+    weighted, total = power * problem.field, power + data_penalty
+
+    def quadratic(x: Array) -> Array:
+        return (weighted + data_penalty * x) / total
+
+    start = weighted / total
+    return _admm_tv(
+        problem, regularisation, penalty, data_penalty, quadratic, start, iterations, tolerance, on_iteration
+    )
 
 
 def tv(
@@ -226,15 +262,12 @@ def tv(
     """
     problem = _problem(local_ppm, mask, geometry, weight, margin_mm)
     factor = _noise_factor(local_ppm, mask, reference_noise_ppm)
-    start = problem.power * problem.field / (problem.power + data_penalty)
-    fidelity = _quadratic(problem, problem.power, data_penalty)
-    chi = _admm_tv(
+    chi = _weighted_tv(
         problem,
+        problem.power,
         factor * regularisation,
         factor * penalty,
         data_penalty,
-        fidelity,
-        start,
         iterations,
         tolerance,
         on_iteration,
@@ -282,18 +315,8 @@ def hdqsm(
     )  # fmt: skip
     miss = (irfftn(problem.response * rfftn(first), problem.shape) - problem.field) / outlier_ppm
     power = problem.power / (1 + miss**2) ** 2
-    start = power * problem.field / (power + data_penalty)
-    fidelity = _quadratic(problem, power, data_penalty)
-    chi = _admm_tv(
-        problem,
-        factor * regularisation,
-        factor * penalty,
-        data_penalty,
-        fidelity,
-        start,
-        iterations,
-        tolerance,
-        on_iteration,
+    chi = _weighted_tv(
+        problem, power, factor * regularisation, factor * penalty, data_penalty, iterations, tolerance, on_iteration
     )
     return crop(chi, local_ppm.shape) * xp.astype(mask, local_ppm.dtype)
 
@@ -326,20 +349,12 @@ def rts(
     target = division * rfftn(problem.field * xp.clip(xp.sqrt(problem.power) / _TRUSTED, 0.0, 1.0))
     total = held + penalty * problem.gradient_power
     total = xp.where(total == 0, xp.ones_like(total), total)
-    duals = [xp.zeros_like(problem.field) for _ in range(3)]
-    splits = list(duals)
+    slopes = _SplitGradient(problem)
     chi = xp.zeros_like(problem.field)
     for number in range(1, iterations + 1):
-        divergence = xp.zeros_like(chi)
-        for axis in range(3):
-            divergence = divergence + adjoint_difference(splits[axis] - duals[axis], axis, problem.voxel_mm[axis])
-        before, chi = chi, irfftn((target + penalty * rfftn(divergence)) / total, problem.shape)
-        for axis in range(3):
-            slope = forward_difference(chi, axis, problem.voxel_mm[axis]) + duals[axis]
-            splits[axis] = shrink(slope, regularisation / penalty)
-            duals[axis] = slope - splits[axis]
-        change = chi - before
-        moved = math.sqrt(dot(change, change) / max(dot(chi, chi), 1e-30))
+        before, chi = chi, irfftn((target + penalty * rfftn(slopes.divergence())) / total, problem.shape)
+        slopes.follow(chi, regularisation / penalty)
+        moved = _moved(before, chi)
         if on_iteration:
             on_iteration(number, moved)
         if moved < tolerance:

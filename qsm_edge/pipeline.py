@@ -58,7 +58,7 @@ def reconstruct(
     device = backend.resolve_device(device)
     notes: list[Note] = []
     recorder = Recorder(device)
-    memory.require_for_mask(series, device)
+    memory.require_for_mask(series)
     tell("mask", 0.0, "")
     brain = _brain(series, chosen, mask, model, recorder, notes)
     box = _box(brain)

@@ -26,7 +26,7 @@ class Recorder:
 
     @contextmanager
     def stage(self, name: str, method: str, choice: Choice | None = None) -> Iterator[list[float]]:
-        """Record what runs inside; the yielded list collects one number an iteration (give its `append` a pair)."""
+        """Record what runs inside; append to the yielded list once an iteration."""
         iterations: list[float] = []
         backend.reset_peak(self.device)
         start = time.perf_counter()

@@ -58,7 +58,7 @@ def tfi(
     loose = 1 / xp.clip(trust / doubtful_weight, 1 / loosest, 1.0)
     voxel = tuple(v * f for v, f in zip(geometry.voxel_mm, factors, strict=True))
     model = _Model(part, loose, voxel, geometry.b0_dir, spreads, margin_mm)
-    sources = model.solve(field, trust, None, iterations, on_iteration)
+    sources = model.solve(field, trust, iterations, on_iteration)
     background = _refined(model.background(sources), factors, field_ppm.shape)
     return (centred - background) * inside, mask
 
@@ -86,9 +86,9 @@ class _Model:
         power = lowpass**2  # summed over the whole spectrum, so that the prior's spread stays inside_ppm on any axis
         total = 2 * xp.sum(power) - xp.sum(power[:, :, 0]) - xp.sum(power[:, :, -1])  # the shape is even
         self.lowpass = lowpass / math.sqrt(float(total) / math.prod(self.shape))
-        self.within = pad(xp.astype(inside > 0, xp.float32), self.shape)
-        self.inner = inside_ppm * self.within * pad(loose, self.shape)
-        self.outer = outside_ppm * (1 - self.within)
+        within = pad(inside, self.shape)
+        self.inner = inside_ppm * within * pad(loose, self.shape)
+        self.outer = outside_ppm * (1 - within)
 
     def _convolved(self, x: Array) -> Array:
         return irfftn(self.response * rfftn(x), self.shape)
@@ -100,9 +100,8 @@ class _Model:
         """Field of the sources outside, on the unpadded grid."""
         return crop(self._convolved(self.outer * y), self.small)
 
-    def solve(
-        self, field: Array, weight: Array, start: Array | None, iterations: int, tell: OnIteration | None
-    ) -> Array:
+    def solve(self, field: Array, weight: Array, iterations: int, tell: OnIteration | None) -> Array:
+        """The whitened sources y that explain `field` at the weights, outside and inside."""
         power = pad((weight / self.noise_ppm) ** 2, self.shape)
 
         def operator(y: Array) -> Array:
@@ -111,11 +110,11 @@ class _Model:
 
         back = self._convolved(power * pad(field, self.shape))
         right = self.outer * back + self._smoothed(self.inner * back)
-        return cg(operator, right, start, iterations=iterations, tolerance=1e-5, on_iteration=tell)
+        return cg(operator, right, iterations=iterations, tolerance=1e-5, on_iteration=tell)
 
 
 def _coarse(field: Array, weight: Array, inside: Array, factors: tuple[int, ...]) -> tuple[Array, Array, Array]:
-    """Weighted block means of the field, the blocks' root-mean-square weights and their filled share."""
+    """Weighted block means of the field, the blocks' root-mean-square weights and which blocks are inside."""
     xp = namespace(field)
     if max(factors) == 1:
         return field, weight, inside

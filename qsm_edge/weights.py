@@ -54,8 +54,8 @@ def robust_rim(
     """Take weight from rim voxels where the field is steep or what is left of it is implausibly large.
 
     Within `depth_limit_mm` of the surface, voxels share their volume with bone and air and lie next to sources that no
-    grid resolves: there a steep total field or a large local field is the background's error (measured: 5-10 times the
-    true local field's size), not susceptibility. The outermost voxels also lose weight by depth.
+    grid resolves: there a steep total field or a large local field is the background's error (measured: 5 to 40 times
+    the true local field's size, bench/NOTES.md), not susceptibility. The outermost voxels also lose weight by depth.
     """
     xp = namespace(field_ppm)
     depth = depth_mm(mask, geometry)

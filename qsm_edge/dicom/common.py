@@ -152,6 +152,24 @@ def quietly() -> Iterator[None]:
         yield
 
 
+def identity(image: Dataset, key: tuple[Any, ...], version: str, series_offset: int) -> dict[str, Any]:
+    """highdicom's arguments for an object of ours beside the susceptibility series of which `image` is one.
+
+    `key` is what its UIDs follow from; its series number is that of the series plus `series_offset`.
+    """
+    return {
+        "series_instance_uid": uid("series", *key),
+        "series_number": int(image.SeriesNumber) + series_offset,
+        "sop_instance_uid": uid("image", *key),
+        "instance_number": 1,
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": MODEL,
+        "software_versions": version,
+        "device_serial_number": version,
+        "specific_character_set": "ISO_IR 192",
+    }
+
+
 def adopt(dataset: Dataset, image: Dataset, dimensions_uid: str) -> None:
     """Give an object made by highdicom the header of our images, and no trace of the moment or of chance."""
     dataset.SpecificCharacterSet = image.SpecificCharacterSet

@@ -8,7 +8,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from qsm_edge.dicom import codes
-from qsm_edge.dicom.common import MANUFACTURER, MODEL, RESEARCH_USE_ONLY, adopt, quietly, save_whole
+from qsm_edge.dicom.common import RESEARCH_USE_ONLY, adopt, identity, quietly, save_whole
 from qsm_edge.dicom.copied import ascii_text
 from qsm_edge.dicom.uids import result_key, uid
 from qsm_edge.dicom.write import KINDS, slices
@@ -54,14 +54,7 @@ def parametric_map(result: Result) -> Dataset:
         dataset = ParametricMap(
             source_images=images,
             pixel_array=chi_ppm,
-            series_instance_uid=uid("series", *key),
-            series_number=int(images[0].SeriesNumber) + SERIES_OFFSET,
-            sop_instance_uid=uid("image", *key),
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=MODEL,
-            software_versions=version,
-            device_serial_number=version,
+            **identity(images[0], key, version, SERIES_OFFSET),
             contains_recognizable_visual_features=False,
             real_world_value_mappings=[mapping],
             voi_lut_transformations=[window],
@@ -69,7 +62,6 @@ def parametric_map(result: Result) -> Dataset:
             content_label="CHI",
             content_description="Magnetic susceptibility",
             series_description=f"QSM chi [ppm] - {RESEARCH_USE_ONLY}",
-            specific_character_set="ISO_IR 192",
         )
         adopt(dataset, images[0], uid("dimensions", *key))
     return dataset

@@ -13,7 +13,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from qsm_edge.dicom import codes
-from qsm_edge.dicom.common import MANUFACTURER, MODEL, RESEARCH_USE_ONLY, adopt, quietly, save_whole
+from qsm_edge.dicom.common import MANUFACTURER, RESEARCH_USE_ONLY, adopt, identity, quietly, save_whole
 from qsm_edge.dicom.copied import ascii_text
 from qsm_edge.dicom.uids import result_key, uid
 from qsm_edge.dicom.write import KINDS, slices
@@ -64,18 +64,10 @@ def segmentation(result: Result) -> Dataset:
             pixel_array=mask.astype(np.uint8),
             segmentation_type="BINARY",
             segment_descriptions=[description],
-            series_instance_uid=uid("series", *key),
-            series_number=int(images[0].SeriesNumber) + SERIES_OFFSET,
-            sop_instance_uid=uid("image", *key),
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=MODEL,
-            software_versions=version,
-            device_serial_number=version,
+            **identity(images[0], key, version, SERIES_OFFSET),
             content_label="BRAIN_MASK",
             content_description="Brain mask of a susceptibility map",
             series_description=f"QSM brain mask - {RESEARCH_USE_ONLY}",
-            specific_character_set="ISO_IR 192",
         )
         adopt(dataset, images[0], uid("dimensions", *key))
     return dataset
