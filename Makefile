@@ -2,6 +2,7 @@
 #   make demo    reconstruct a sample and say where to look
 #   make test    lint, types, tests
 #   make bench   speed and accuracy, by hand (see bench/)
+#   make export  install what trains and exports the mask network (torch: large); its tests then run with `make test`
 #   make clean   remove what the targets above made
 
 SHELL := /bin/sh
@@ -14,7 +15,7 @@ STAMPS := $(VENV)/stamps
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 
-.PHONY: demo test lint bench clean help
+.PHONY: demo test lint bench export clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -36,6 +37,8 @@ lint: $(STAMPS)/dev
 
 bench: $(STAMPS)/dev
 	$(BIN)/python -m bench.run
+
+export: $(STAMPS)/export
 
 clean:
 	rm -rf $(VENV) demo_output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache bench/out
@@ -60,3 +63,7 @@ $(STAMPS)/dev: $(STAMPS)/venv pyproject.toml
 	@echo "installing qsm-edge and its development tools into $(VENV) (once; a minute or two)"
 	$(PIP) install --editable '.[cpu,codecs]' --group dev
 	@touch $@ $(STAMPS)/runtime
+
+$(STAMPS)/export: $(STAMPS)/dev pyproject.toml
+	$(PIP) install --group export
+	@touch $@

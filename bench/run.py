@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -71,13 +72,14 @@ def prepared(name: str, cases: Path) -> Path:
     return case
 
 
-def measured(case: Path, chain: str, output: Path) -> dict[str, Any]:
-    """One reconstruction, timed and scored."""
+def measured(case: Path, chain: str, output: Path, *, mask: str | Path | None = None) -> dict[str, Any]:
+    """One reconstruction, timed and scored; with the truth mask where no other is given."""
+    shutil.rmtree(output, ignore_errors=True)  # what an earlier run with other options left there
     words = [sys.executable, "-m", "qsm_edge", "run", case / "dicom", output, "--json"]
     words += (
         [] if case.name == "speed15" else ["--nifti"]
     )  # there is no field to score; DICOM to DICOM is what is timed
-    words += ["--mask", case / "mask_true.nii.gz", *CHAINS[chain]]
+    words += ["--mask", mask or case / "mask_true.nii.gz", *CHAINS[chain]]
     start = time.perf_counter()
     with output.parent.mkdir(parents=True, exist_ok=True) or output.with_suffix(".log").open("wb") as log:
         child = subprocess.Popen([str(w) for w in words], stdout=log, stderr=subprocess.STDOUT)

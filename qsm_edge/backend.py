@@ -6,10 +6,12 @@ Stages ask `namespace(x)` for the functions of the array at hand and never for a
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import array_api_compat as compat
@@ -20,6 +22,9 @@ from qsm_edge.types import Array
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+#: Where Linux tells of the machine's memory and of the container's.
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
 
 def namespace(*arrays: Array) -> Any:
     """The array-API namespace that `arrays` belong to; mixed namespaces raise TypeError."""
@@ -29,6 +34,11 @@ def namespace(*arrays: Array) -> Any:
 def is_numpy(x: Array) -> bool:
     """Whether `x` is a NumPy array."""
     return isinstance(x, np.ndarray)
+
+
+def is_array(x: object) -> bool:
+    """Whether `x` is an array of any namespace that `namespace` knows."""
+    return bool(compat.is_array_api_obj(x))
 
 
 def to_host(x: Array) -> np.ndarray:
@@ -133,33 +143,90 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def available_bytes(device: str) -> int:
-    """Memory that a computation may still take, in bytes: cgroup or system limit on the CPU, free memory on a GPU."""
+def is_device_failure(error: BaseException) -> bool:
+    """Whether an error is the accelerator's own (memory, driver, compiler), so that the CPU may do what it could not."""
+    ours = type(error).__module__.split(".")[0] in ("cupy", "cupyx", "cupy_backends")
+    return ours or isinstance(error, (MemoryError, ImportError, ResourceError))
+
+
+def available_bytes(device: str) -> int | None:
+    """Memory that a computation may still take, in bytes: free memory on a GPU, on the CPU the system's or container's.
+
+    None where the system does not tell.
+    """
     if device == "cuda":
         cupy = cupy_module()
         if cupy is not None:
             return int(cupy.cuda.runtime.memGetInfo()[0])
-    return _available_host_bytes()
+    known = {"win32": _windows_bytes, "darwin": _mac_bytes}.get(sys.platform, _linux_bytes)
+    try:
+        return known()
+    except (OSError, ValueError, AttributeError):  # a system that lacks what others of its kind have
+        return None
 
 
-def _available_host_bytes() -> int:
+def _linux_bytes() -> int | None:
     limits = []
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
+        with _MEMINFO.open(encoding="ascii") as lines:
             limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
     except OSError:
-        pages = os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names else 0
-        limits += [pages * os.sysconf("SC_PAGE_SIZE")] if pages else []
+        pages = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else 0
+        limits += [pages * os.sysconf("SC_PAGE_SIZE")] if pages > 0 else []
     try:  # inside a container the system's figure is not ours
-        with (
-            open("/sys/fs/cgroup/memory.max", encoding="ascii") as cap,
-            open("/sys/fs/cgroup/memory.current", encoding="ascii") as used,
-        ):
-            text = cap.read().strip()
-            limits += [max(int(text) - int(used.read()), 0)] if text != "max" else []
+        text = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        if text != "max":
+            used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
+            limits.append(max(int(text) - used + _cgroup_cache(), 0))
     except (OSError, ValueError):
         pass
-    return min(limits) if limits else 2**62
+    return min(limits) if limits else None
+
+
+def _cgroup_cache() -> int:
+    """File contents that the kernel keeps in the container's memory only until somebody needs it [bytes]."""
+    try:
+        with (_CGROUP / "memory.stat").open(encoding="ascii") as lines:
+            return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+    except (OSError, ValueError):
+        return 0
+
+
+class _MemoryStatus(ctypes.Structure):
+    """MEMORYSTATUSEX of the Windows API."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        *((name, ctypes.c_uint64) for name in ("total", "free", "total_page", "free_page", "total_virtual")),
+        ("free_virtual", ctypes.c_uint64),
+        ("free_extended_virtual", ctypes.c_uint64),
+    )
+
+
+def _windows_bytes() -> int | None:
+    """Free physical memory, and no more than what may still be committed."""
+    status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))
+    kernel: Any = ctypes.windll.kernel32  # type: ignore[attr-defined, unused-ignore]
+    if not kernel.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return None
+    return int(min(status.free, status.free_page))
+
+
+def _mac_bytes() -> int | None:
+    """Pages that are free or can be had without compressing another program's memory; all memory where that is not told."""
+    library = ctypes.CDLL("/usr/lib/libSystem.dylib")
+
+    def told(name: str) -> int | None:
+        value, size = ctypes.c_uint64(0), ctypes.c_size_t(8)
+        failed = library.sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
+        return None if failed else int(value.value)
+
+    page, free = told("hw.pagesize"), told("vm.page_free_count")
+    if page is None or free is None:
+        return told("hw.memsize")
+    spare = ("vm.page_speculative_count", "vm.page_purgeable_count", "vm.page_pageable_external_count")
+    return page * (free + sum(told(name) or 0 for name in spare))
 
 
 def reset_peak(device: str) -> None:

@@ -13,12 +13,15 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qsm_edge import __version__
 from qsm_edge.errors import QsmEdgeError
 from qsm_edge.progress import Progress
-from qsm_edge.run import MASKS, Options, Outcome, Terminated, counted, line_of, place_of, run
+from qsm_edge.run import MASKS, Done, Options, Outcome, Terminated, counted, line_of, place_of, run
+
+if TYPE_CHECKING:
+    from qsm_edge.maskonly import Masked
 
 _EPILOG = """\
 exit status: 0 all done · 3 something was refused · 2 wrong usage · 1 our fault · 130 interrupted
@@ -28,7 +31,22 @@ examples:
   qsm-edge run study.zip out --recipe fast --nifti        quicker, and NIfTI files beside the DICOM
   qsm-edge run study out --mask brain.nii.gz              your own mask, honoured exactly
   qsm-edge run study out --set invert=tkd --set invert.threshold=0.15
+  qsm-edge mask study masks                               the brain masks alone
   qsm-edge inspect /data/study                            what would be done, and why not
+"""
+
+_MASK_EPILOG = """\
+INPUT is what `run` takes, and each gradient-echo acquisition in it gets a folder OUTPUT/<acquisition>/ with
+  mask.nii.gz   on the grid of the images
+  mask.dcm      a DICOM segmentation that refers to the first echo's magnitude (or real) images
+  mask.json     method, network, volume, how sure the network is, notes with reason codes
+or INPUT is a magnitude image as NIfTI (.nii, .nii.gz; 3-D, or 4-D with the first echo first): then mask.nii.gz, with
+the axes and the affine of that file, and mask.json go into OUTPUT itself.
+
+examples:
+  qsm-edge mask study masks
+  qsm-edge mask study masks --mask network --model brain.onnx
+  qsm-edge mask magnitude.nii.gz masks --mask threshold --set mask.closing_mm=6
 """
 
 
@@ -95,6 +113,22 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
     sub.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")
 
+    sub = command(
+        "mask", _mask, "Make the brain mask of every GRE acquisition below INPUT, or of a NIfTI magnitude image."
+    )
+    sub.formatter_class, sub.epilog = argparse.RawDescriptionHelpFormatter, _MASK_EPILOG
+    sub.add_argument(
+        "input", metavar="INPUT", type=Path, help="a folder at any depth, a .zip, a file, or a NIfTI image"
+    )
+    sub.add_argument("output", metavar="OUTPUT", type=Path, help="a folder; made if it is not there")
+    text = "network: by --model or the one that ships; threshold: without a network; auto: the network if there is one"
+    sub.add_argument("--mask", default="auto", choices=MASKS, help=f"{text} (auto)")
+    sub.add_argument("--model", type=Path, metavar="FILE", help="the mask network, an ONNX file with its card")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="mask.OPTION=VALUE", help="change one option; may be repeated"
+    )
+    sub.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")
+
     sub = command("inspect", _inspect, "Say what the reader understands of INPUT, what would be refused, and why.")
     sub.add_argument("input", metavar="INPUT", type=Path, help="a folder at any depth, a .zip, or a file")
     sub.add_argument("--headers-only", action="store_true", help="do not read the pixels: quicker, finds less")
@@ -121,10 +155,30 @@ def _run(args: argparse.Namespace) -> int:
     )
     progress = Progress(sys.stderr, quiet=args.quiet)
     outcome = run(args.input, args.output, options, progress, on_traceback=_write_error if args.debug else None)
+    return _told(args, "run", outcome, _run_done, _run_lines)
+
+
+def _mask(args: argparse.Namespace) -> int:
+    from qsm_edge.maskonly import run_mask
+
+    options = Options(overrides=tuple(args.set), mask=args.mask, model=args.model, device="cpu")
+    progress = Progress(sys.stderr, quiet=args.quiet)
+    outcome = run_mask(args.input, args.output, options, progress, on_traceback=_write_error if args.debug else None)
+    return _told(args, "mask", outcome, _mask_done, _mask_lines)
+
+
+def _told(
+    args: argparse.Namespace,
+    command: str,
+    outcome: Outcome[Any],
+    facts_of: Callable[[Any], dict[str, Any]],
+    lines_of: Callable[[Any], list[str]],
+) -> int:
+    """Say what became of the input, as JSON or as text; returns the exit status."""
     if args.json:
-        _write_json("run", _run_document(args, outcome))
+        _write_json(command, _document(args, outcome, facts_of))
     elif not args.quiet:
-        sys.stdout.write(_run_summary(outcome))
+        sys.stdout.write(_summary(outcome, lines_of, {"run": "reconstructed", "mask": "masked"}[command]))
     if args.json or args.quiet:
         sys.stderr.write("".join(f"{line}\n" for line in _problems(outcome)))
     if outcome.stopped:
@@ -132,23 +186,13 @@ def _run(args: argparse.Namespace) -> int:
     return outcome.exit_status
 
 
-def _run_document(args: argparse.Namespace, outcome: Outcome) -> dict[str, Any]:
+def _document(
+    args: argparse.Namespace, outcome: Outcome[Any], facts_of: Callable[[Any], dict[str, Any]]
+) -> dict[str, Any]:
     return {
-        "input": str(args.input),
         "output": str(args.output),
         "exit_status": outcome.exit_status,
-        "done": [
-            {
-                "acquisition": done.slug,
-                "folder": str(done.folder),
-                "report": str(done.folder / "report.html"),
-                "verdict": done.verdict,
-                "figures": done.figures,
-                "notes": [dict(code=code, text=text) for code, text in done.notes],
-                "seconds": done.seconds,
-            }
-            for done in outcome.done
-        ],
+        "done": [facts_of(done) for done in outcome.done],
         "refused": [problem.as_dict() for problem in outcome.refused],
         "failed": [problem.as_dict() for problem in outcome.failed],
         "ignored": [problem.as_dict() for problem in outcome.ignored],
@@ -156,17 +200,43 @@ def _run_document(args: argparse.Namespace, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _run_summary(outcome: Outcome) -> str:
-    lines = []
-    for done in outcome.done:
-        lines.append(f"done     {done.slug}: verdict {done.verdict}, {sum(done.seconds.values()):.1f} s")
-        lines += [f"           note [{code}] {text}" for code, text in done.notes]
-        lines.append(f"           look at {done.folder / 'report.html'}")
+def _run_done(done: Done) -> dict[str, Any]:
+    return {
+        "acquisition": done.slug,
+        "folder": str(done.folder),
+        "report": str(done.folder / "report.html"),
+        "verdict": done.verdict,
+        "figures": done.figures,
+        "notes": [dict(code=code, text=text) for code, text in done.notes],
+        "seconds": done.seconds,
+    }
+
+
+def _run_lines(done: Done) -> list[str]:
+    lines = [f"done     {done.slug}: verdict {done.verdict}, {sum(done.seconds.values()):.1f} s"]
+    lines += [f"           note [{code}] {text}" for code, text in done.notes]
+    return [*lines, f"           look at {done.folder / 'report.html'}"]
+
+
+def _mask_done(done: Masked) -> dict[str, Any]:
+    return {"acquisition": done.slug, "folder": str(done.folder), **done.facts, "seconds": done.seconds}
+
+
+def _mask_lines(done: Masked) -> list[str]:
+    model = done.facts["model"]
+    by = done.facts["method"] + (f" {model['name']} {model['version']}" if model else "")
+    lines = [f"done     {done.slug}: {done.facts['volume_ml']:.0f} mL by {by}, {done.seconds:.1f} s"]
+    lines += [f"           note [{note['code']}] {note['text']}" for note in done.facts["notes"]]
+    return [*lines, f"           look at {done.folder / 'mask.nii.gz'}"]
+
+
+def _summary(outcome: Outcome[Any], lines_of: Callable[[Any], list[str]], verb: str) -> str:
+    lines = [line for done in outcome.done for line in lines_of(done)]
     lines += _problems(outcome)
     for problem in outcome.ignored:
         lines.append(f"ignored  {line_of(problem.as_dict())}")
     ignored = sum(problem.files for problem in outcome.ignored)
-    counts = [f"{len(outcome.done)} reconstructed", f"{len(outcome.refused)} refused"]
+    counts = [f"{len(outcome.done)} {verb}", f"{len(outcome.refused)} refused"]
     counts += [f"{len(outcome.failed)} failed"] if outcome.failed else []
     counts += [f"{counted(ignored, 'other file')} ignored"] if ignored else []
     lines.append(", ".join(counts))
@@ -175,7 +245,7 @@ def _run_summary(outcome: Outcome) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _problems(outcome: Outcome) -> list[str]:
+def _problems(outcome: Outcome[Any]) -> list[str]:
     refused = [f"refused  {line_of(problem.as_dict())}" for problem in outcome.refused]
     return refused + [f"failed   {line_of(problem.as_dict())}" for problem in outcome.failed]
 

@@ -7,11 +7,7 @@ A model is an ONNX file with a card of the same name and the suffix .toml beside
 from __future__ import annotations
 
 import hashlib
-import math
-import re
-import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,8 @@ import numpy as np
 
 from qsm_edge.backend import threads as usable_threads
 from qsm_edge.errors import ModelRefused, UsageError
+from qsm_edge.masking.windows import averaged
+from qsm_edge.modelcard import Card, read_card
 from qsm_edge.types import Note
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn")
@@ -34,39 +32,7 @@ CPU = PROVIDERS["cpu"]
 AUTO = tuple(
     PROVIDERS[name] for name in ("cuda", "directml", "openvino", "cpu")
 )  # TensorRT compiles for minutes: by name only
-OUTPUTS = ("probability", "logit", "signed_distance")
-NORMALISATIONS = ("none", "minmax", "p99", "zscore")
-CENTRES = ("volume", "head")
 LARGEST_BYTES = 1_000_000_000
-LARGEST_VOXELS = 512**3
-KEYS = {
-    "": {"name", "version", "sha256", "opset", "licence", "input", "output", "about"},
-    "input": {"shape", "spacing_mm", "axes", "normalisation", "centre"},
-    "output": {"kind", "threshold"},
-}
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a model file is and how it is used.
-
-    opset of the default ONNX domain; shape (3 voxels), spacing_mm (3), axes (three patient directions, such as 'SPL'),
-    normalisation and centre as `masking.grid` knows them; output 'probability', 'logit' or 'signed_distance' (mm, positive
-    inside); threshold on the probability, 0.5 at a logit or distance of 0.
-    """
-
-    name: str
-    version: str
-    sha256: str
-    opset: int
-    licence: str
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    axes: str
-    normalisation: str
-    centre: str
-    output: str
-    threshold: float
 
 
 class Network:
@@ -85,15 +51,21 @@ class Network:
         return tuple(self._notes)
 
     def segment(self, tensor: np.ndarray) -> np.ndarray:
-        """The model's continuous output for a float32 tensor of the card's shape (1, 1, z, y, x), same shape.
+        """The model's continuous output for a float32 tensor (1, 1, z, y, x) of the card's shape, same shape.
 
-        Where an accelerator fails while it runs, the CPU runs the network again, and `notes` say so.
+        A card with windows takes any shape and has the network run on each window. Where an accelerator fails while it
+        runs, the CPU runs the network again, and `notes` say so.
         """
-        wanted = (1, 1, *self.card.shape)
+        wanted = (1, 1, *(self.card.shape or tensor.shape[-3:]))
         if tensor.shape != wanted or tensor.dtype != np.float32:
             got = f"{tensor.shape} {tensor.dtype}"
             raise ModelRefused("model_foreign", "wrong input", got=got, wanted=f"{wanted} float32")
-        values = np.ascontiguousarray(tensor)
+        windows = self.card.windows
+        if windows:
+            return averaged(tensor, windows.share, windows.overlap, self._checked_run)
+        return self._checked_run(np.ascontiguousarray(tensor))
+
+    def _checked_run(self, values: np.ndarray) -> np.ndarray:
         try:
             out = self._run(values)
         except Exception as error:  # onnxruntime's exceptions share no public base
@@ -103,7 +75,7 @@ class Network:
             self._fell_back(self.provider, "failed while it ran")
             self._session, self.provider = self._start((CPU,))
             out = self._run(values)
-        if out.shape != wanted or not np.isfinite(out).all():
+        if out.shape != values.shape or not np.isfinite(out).all():
             raise ModelRefused("model_foreign", "the output is not a finite volume of the input's shape", got=out.shape)
         return out
 
@@ -172,52 +144,6 @@ def load(path: Path, *, providers: str = "auto", threads: int | None = None) -> 
     return Network(card, content, wanted, threads or usable_threads(), path.name)
 
 
-def read_card(path: Path) -> Card:
-    """The card beside a model file; raises ModelRefused model_card with what is missing, unknown or wrong."""
-    card = path.with_suffix(".toml")
-    try:
-        table = tomllib.loads(card.read_text(encoding="utf-8"))
-        grid, output = table["input"], table["output"]
-        unknown = [
-            key for name, part in (("", table), ("input", grid), ("output", output)) for key in set(part) - KEYS[name]
-        ]
-        if unknown:
-            raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
-        read = Card(
-            name=_text(table, "name"),
-            version=_text(table, "version"),
-            sha256=_text(table, "sha256").lower(),
-            opset=int(table["opset"]),
-            licence=_text(table, "licence"),
-            shape=_three(grid["shape"], int),
-            spacing_mm=_three(grid["spacing_mm"], float),
-            axes=_text(grid, "axes"),
-            normalisation=_text(grid, "normalisation"),
-            centre=str(grid.get("centre", "volume")),
-            output=_text(output, "kind"),
-            threshold=float(output["threshold"]),
-        )
-    except OSError:
-        raise ModelRefused(
-            "model_card", "the model has no card", where=card.name, wanted="a .toml beside the .onnx"
-        ) from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:  # TOML's and Unicode's errors are ValueErrors
-        raise ModelRefused("model_card", where=card.name, got=f"{type(error).__name__}: {error}") from None
-    for fits, got, wanted in (
-        (re.fullmatch("[0-9a-f]{64}", read.sha256), "sha256", "64 hexadecimal digits"),
-        (min(read.shape) >= 8 and math.prod(read.shape) <= LARGEST_VOXELS, read.shape, "a plausible shape"),
-        (all(0.1 <= s <= 20 for s in read.spacing_mm), read.spacing_mm, "0.1 to 20 mm"),
-        (re.fullmatch("(?=.*[LR])(?=.*[PA])(?=.*[SI])...", read.axes), read.axes, "axes like SPL"),
-        (read.normalisation in NORMALISATIONS, read.normalisation, NORMALISATIONS),
-        (read.centre in CENTRES, read.centre, CENTRES),
-        (read.output in OUTPUTS, read.output, OUTPUTS),
-        (0 < read.threshold < 1, read.threshold, "a probability between 0 and 1"),
-    ):
-        if not fits:
-            raise ModelRefused("model_card", where=card.name, got=got, wanted=wanted)
-    return read
-
-
 def installed_runtimes() -> dict[str, str]:
     """Wheels of onnxruntime that are installed, with their versions; more than one have overwritten each other's files."""
     wheels = {}
@@ -235,18 +161,6 @@ def available_providers() -> tuple[str, ...]:
         return tuple(_runtime().get_available_providers())
     except ModelRefused:
         return ()
-
-
-def _text(table: Any, key: str) -> str:
-    value = table[key]
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{key} is no text")
-    return value
-
-
-def _three(values: Sequence[Any], kind: type) -> Any:
-    a, b, c = (kind(v) for v in values)
-    return a, b, c
 
 
 def _runtime() -> Any:
@@ -288,17 +202,24 @@ def _options(runtime: Any, threads: int, provider: str) -> Any:
 
 
 def _check(session: Any, card: Card, where: str) -> None:
-    """One float input and one float output of the card's static shape, or model_foreign."""
-    wanted = [1, 1, *card.shape]
+    """One float input and one float output of the card's static shape, or of a free one for windows, else model_foreign."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or len(outputs) != 1:
         got = f"{len(inputs)} inputs, {len(outputs)} outputs"
         raise ModelRefused("model_foreign", where=where, got=got, wanted="one of each")
     for what, end in (("input", inputs[0]), ("output", outputs[0])):
-        if end.type != "tensor(float)" or list(end.shape) != wanted:
+        if card.shape:
+            wanted, fits = str([1, 1, *card.shape]), list(end.shape) == [1, 1, *card.shape]
+        else:
+            wanted, fits = "[1, 1] and three free axes", _is_free(list(end.shape))
+        if end.type != "tensor(float)" or not fits:
             got = f"{end.type} {end.shape}"
             text = f"not the {what} of the card"
             raise ModelRefused("model_foreign", text, where=where, got=got, wanted=f"tensor(float) {wanted}")
+
+
+def _is_free(shape: list[int | str | None]) -> bool:
+    return len(shape) == 5 and shape[:2] == [1, 1] and not any(isinstance(n, int) for n in shape[2:])
 
 
 # What an ONNX file, a protobuf message, says about itself: message -> {field: message below it}, as far as tensors, operators

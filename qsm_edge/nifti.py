@@ -1,4 +1,4 @@
-"""NIfTI in world space: a user's mask in, maps out. The only file that says "nibabel".
+"""NIfTI in world space: a user's mask or magnitude in, masks and maps out. The only file that says "nibabel".
 
 Arrays here are (z, y, x) on a `Geometry`; in the file they are (x, y, z) with the RAS affine in qform and sform.
 """
@@ -7,12 +7,92 @@ from __future__ import annotations
 
 import gzip
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from qsm_edge.errors import InputRefused
 from qsm_edge.types import Geometry, Result
+
+#: In the header of every file of ours.
+_OURS = b"qsm-edge"
+#: What says where the voxels lie, in NIfTI-1 and -2.
+_PLACE = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether a file is called one."""
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """A magnitude image in a NIfTI file, its voxels not yet read: its grid, with the axes of the file turned to (z, y, x)."""
+
+    geometry: Geometry
+    image: Any
+
+    def load(self) -> np.ndarray:
+        """The volume, or the first one of several, (z, y, x) float32. Raises InputRefused truncated_file."""
+        try:
+            proxy = self.image.dataobj
+            values = proxy[(..., *(0 for _ in self.image.shape[3:]))]
+            with np.errstate(over="ignore"):  # what overflows is infinite, and has no weight
+                return np.ascontiguousarray(np.asarray(values, dtype=np.float32).T)
+        except MemoryError:
+            raise
+        except Exception as error:  # a foreign file can fail in any way a parser can
+            raise InputRefused("truncated_file", "the volume cannot be read", got=type(error).__name__) from error
+
+    def write_mask(self, mask: np.ndarray, path: Path) -> Path:
+        """Write a mask (z, y, x) with the axes, the affine and both forms of the image's own file."""
+        image = type(self.image)(np.asarray(mask, dtype=np.uint8).T, None)
+        for name in _PLACE:
+            image.header[name] = self.image.header[name]
+        image.header["pixdim"][:4] = self.image.header["pixdim"][:4]
+        image.header.set_xyzt_units(*self.image.header.get_xyzt_units())
+        return _write_whole(image, path)
+
+
+def open_magnitude(path: Path) -> Magnitude:
+    """The header of a magnitude image: 3-D, or 4-D with the first echo first. Its name is not repeated in any message.
+
+    Raises
+    ------
+    InputRefused
+        ``empty_file``, ``corrupt_header`` no readable NIfTI volume; ``pixel_data_invalid`` no real numbers;
+        ``own_output`` a mask of ours; ``bad_geometry`` no volume, or it says not where it lies.
+    """
+    import nibabel
+
+    try:
+        image: Any = nibabel.load(path)
+        shape = tuple(int(n) for n in image.shape)
+        affine = np.asarray(image.affine, dtype=np.float64)
+        kind, text = image.get_data_dtype(), bytes(image.header["descrip"].tobytes())
+    except Exception as error:  # a foreign file can fail in any way a parser can
+        code = "empty_file" if path.stat().st_size == 0 else "corrupt_header"
+        raise InputRefused(code, got=type(error).__name__, wanted="a NIfTI file") from error
+    if not isinstance(image, nibabel.Nifti1Image):  # NIfTI-2 is a kind of it, surfaces in such files are not
+        raise InputRefused("corrupt_header", got=type(image).__name__, wanted="a NIfTI volume")
+    if text.startswith(_OURS) and kind == np.uint8:
+        raise InputRefused("own_output", "the file is a mask of ours")
+    if kind.kind not in "biuf":
+        raise InputRefused("pixel_data_invalid", got=f"values of type {kind}", wanted="real numbers")
+    while len(shape) > 4 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (3, 4) or 0 in shape:
+        wanted = "a volume, or one after the other"
+        raise InputRefused("bad_geometry", "the image is no volume", got=f"shape {shape}", wanted=wanted)
+    if not _has_world(image):
+        raise InputRefused("bad_geometry", "the image says not where it lies: qform and sform codes are 0")
+    affine_lps = (np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)[:, [2, 1, 0, 3]]
+    return Magnitude(Geometry((shape[2], shape[1], shape[0]), affine_lps), image)
 
 
 def tolerance_mm(geometry: Geometry) -> float:
@@ -101,6 +181,12 @@ def write_nifti(array: np.ndarray, geometry: Geometry, path: Path) -> Path:
     image.header.set_xyzt_units("mm", "sec")
     image.set_sform(geometry.affine_ras_xyz, code=1)
     image.set_qform(geometry.affine_ras_xyz, code=1)
+    return _write_whole(image, path)
+
+
+def _write_whole(image: Any, path: Path) -> Path:
+    """The same image gives the same bytes, under its name complete or not at all."""
+    image.header["descrip"] = _OURS
     content = image.to_bytes()
     if path.name.endswith(".gz"):
         content = gzip.compress(content, compresslevel=6, mtime=0)

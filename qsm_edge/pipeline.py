@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qsm_edge import backend, echoes, masking, memory, network, polarity, quality
+from qsm_edge import backend, checks, echoes, masking, memory, modelcard, network, polarity, quality
 from qsm_edge.errors import InputRefused, UsageError
 from qsm_edge.provenance import Recorder, provenance
 from qsm_edge.recipe import Choice, Recipe
-from qsm_edge.stages import STAGES, accepts
-from qsm_edge.types import Array, Geometry, GreSeries, Note, Result
+from qsm_edge.stages import STAGES, accepts, options_of
+from qsm_edge.types import Array, Figure, GreSeries, Note, Result, StageRecord
 
 #: Called as ``progress(stage, fraction of the whole, text)``.
 Progress = Callable[[str, float, str], None]
+
+#: The part of a volume (z, y, x) that holds the mask.
+Box = tuple[slice, slice, slice]
 
 #: Share of the time at which each stage starts, for the progress bar alone.
 _STARTS = {"mask": 0.0, "unwrap": 0.08, "echoes": 0.16, "background": 0.22, "invert": 0.6, "quality": 0.95}
@@ -25,11 +30,27 @@ _STARTS = {"mask": 0.0, "unwrap": 0.08, "echoes": 0.16, "background": 0.22, "inv
 _MARGIN = 2
 
 
+@dataclasses.dataclass(frozen=True)
+class MaskResult:
+    """A brain mask (z, y, x) bool on the grid of `series`, which is the checked one.
+
+    choice: the method that made it with every option, and the network's name and checksums, or the checksum of a mask that
+    was given. figures, notes: what the method says of itself. record: the same for the provenance.
+    """
+
+    series: GreSeries
+    mask: np.ndarray
+    choice: Choice
+    figures: Mapping[str, Figure]
+    notes: tuple[Note, ...]
+    record: StageRecord
+
+
 def reconstruct(
     series: GreSeries,
     recipe: Recipe | str = "default",
     *,
-    mask: str | np.ndarray = "auto",
+    mask: str | Array = "auto",
     device: str = "auto",
     model: str | None = None,
     progress: Progress | None = None,
@@ -38,34 +59,35 @@ def reconstruct(
 
     Parameters
     ----------
-    series : phases in radians, growing with the field; magnitudes on any linear scale.
+    series : phases in radians, growing with the field; magnitudes on any linear scale. Where either is not finite, the
+        voxel has no weight (see `checks`).
     recipe : a Recipe, or the name or file of one.
-    mask : 'auto' (what the recipe says), 'network', 'threshold', or a bool array (z, y, x), which is taken as it is.
-    device : 'auto', 'cpu' or 'cuda'.
+    mask : 'auto' (what the recipe says), 'network', 'threshold', or an array (z, y, x): bool, which is taken as it is, or
+        numbers, of which those above 0.5 are inside.
+    device : 'auto', 'cpu' or 'cuda'. With 'auto' the CPU does what the accelerator could not, and a note says so.
     model : ONNX file of another mask network, its card beside it.
     progress : called now and then; to stop the reconstruction, raise from it.
 
     Returns
     -------
-    Result on the grid of the series, host arrays.
+    Result on the grid of the series, host arrays. Its provenance names the mask that was really used.
 
     Raises
     ------
-    UsageError, InputRefused (mask_empty, mask_grid, ...), ModelRefused, ResourceError (out_of_memory, no_device).
+    UsageError (bad_call, ...), InputRefused (bad_echo_time, mask_empty, mask_grid, ...), ModelRefused, ResourceError
+    (out_of_memory, no_device).
     """
     chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     tell = progress or (lambda stage, fraction, text: None)
-    device = backend.resolve_device(device)
-    notes: list[Note] = []
-    recorder = Recorder(device)
-    memory.require_for_mask(series)
-    tell("mask", 0.0, "")
-    brain = _brain(series, chosen, mask, model, recorder, notes)
+    recorder = Recorder(backend.resolve_device(device))
+    made = make_mask(series, chosen, mask=mask, model=model, progress=progress)
+    series, brain, notes = made.series, made.mask, list(made.notes)
+    chosen = dataclasses.replace(chosen, choices={**chosen.choices, "mask": made.choice})
+    recorder.records.append(made.record)
     box = _box(brain)
-    memory.require(memory.estimate_bytes(series, _size(box), chosen), device)
-    small = _cropped(series, box)
-    arrays = _compute(small, brain[box], chosen, device, recorder, tell, notes)
+    arrays = _compute(series, brain, box, chosen, device == "auto", recorder=recorder, tell=tell, notes=notes)
     whole = {name: _uncropped(part, box, brain.shape) for name, part in arrays.items()}
+    checks.require_finite(whole["chi_ppm"], whole["mask"])
     tell("quality", _STARTS["quality"], "")
     facts: dict[str, Any] = {
         "series": series,
@@ -74,25 +96,79 @@ def reconstruct(
         **whole,
     }
     with recorder.stage("quality", "assess"):
-        verdict = quality.assess(**facts, notes=tuple(notes))
-    return Result(**facts, quality=verdict, provenance=provenance(chosen, series, recorder.records, device))
+        verdict = quality.assess(**facts, notes=tuple(notes), figures=made.figures)
+    return Result(**facts, quality=verdict, provenance=provenance(chosen, series, recorder.records, recorder.device))
+
+
+def make_mask(
+    series: GreSeries,
+    recipe: Recipe | str = "default",
+    *,
+    mask: str | Array = "auto",
+    model: str | None = None,
+    progress: Progress | None = None,
+) -> MaskResult:
+    """The brain mask of a series and nothing else: the first step of `reconstruct`, on the host.
+
+    Parameters and errors as there. Echo times and field strength do not move it, nor does the phase where a network makes it.
+    """
+    chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    series = checks.checked_series(series)
+    given = None if isinstance(mask, str) else checks.checked_mask(mask, series.geometry)
+    choice = _settled(chosen, mask if isinstance(mask, str) else "auto", given, model)
+    if progress is not None:
+        progress("mask", _STARTS["mask"], "")
+    recorder, notes, figures = Recorder("cpu"), list[Note](), dict[str, Figure]()
+    brain = _brain(series, choice, given, model, recorder, notes, figures)
+    return MaskResult(series, brain, choice, figures, tuple(notes), recorder.records[0])
+
+
+def auto_method(model: str | None) -> str:
+    """What the mask method 'auto' comes to on this installation."""
+    return "network" if model or network.default_model() else "threshold"
+
+
+def assess_mask(made: MaskResult) -> tuple[Mapping[str, Figure], tuple[Note, ...]]:
+    """Figures and notes on a mask that no map follows: of its method, of the series' source, and of its size and place."""
+    figures, odd = quality.assess_mask(made.mask, made.series.geometry)
+    return {**made.figures, **figures}, (*made.series.source.notes, *made.notes, *odd)
 
 
 def _compute(
     series: GreSeries,
     brain: np.ndarray,
+    box: Box,
     recipe: Recipe,
-    device: str,
+    may_fall_back: bool,
+    *,
     recorder: Recorder,
     tell: Progress,
     notes: list[Note],
 ) -> dict[str, np.ndarray]:
-    """The chain on the mask's box: one transfer to the device, one back."""
-    magnitude, phase, mask = (backend.to_device(a, device) for a in (series.magnitude, series.phase_rad, brain))
-    moved = dataclasses.replace(series, magnitude=magnitude, phase_rad=phase)
-    out, found = chain(moved, mask, recipe, recorder, tell)
-    notes += found
-    return {name: backend.to_host(array) for name, array in out.items()}
+    """The chain on the mask's box: one transfer to the recorder's device, one back."""
+
+    def on(device: str) -> dict[str, np.ndarray]:
+        size = (box[0].stop - box[0].start, box[1].stop - box[1].start, box[2].stop - box[2].start)
+        memory.require_for_chain(series.geometry.shape, len(series.echo_times_s), size, recipe, device)
+        small = (np.ascontiguousarray(part[(..., *box)]) for part in (series.magnitude, series.phase_rad, brain))
+        magnitude, phase, mask = (backend.to_device(part, device) for part in small)
+        moved = dataclasses.replace(series, magnitude=magnitude, phase_rad=phase, geometry=series.geometry.crop(box))
+        out, found = chain(moved, mask, recipe, recorder, tell)
+        host = {name: backend.to_host(array) for name, array in out.items()}
+        notes.extend(found)
+        return host
+
+    done = len(recorder.records)
+    try:
+        return on(recorder.device)
+    except Exception as error:
+        if not (may_fall_back and recorder.device != "cpu" and backend.is_device_failure(error)):
+            raise
+        reason = type(error).__name__
+    del recorder.records[done:]
+    recorder.device = "cpu"
+    notes.append(Note("device_fallback", f"The accelerator could not be used ({reason}); the CPU did the computation."))
+    return on("cpu")
 
 
 def chain(
@@ -116,6 +192,7 @@ def chain(
     r2star = echoes.r2star(magnitude, mask, times)
     weight = run("weight", fit.precision, fit.residual, mask, geometry)
     local, inner = run("background", fit.field_ppm, mask, geometry, weight)
+    _require_voxels(inner, recipe.choices["background"].method)
     weight = run("rim", fit.field_ppm, local, inner, geometry, weight)
     chi = run("invert", local, inner, geometry, weight)
     chi = run("reference", chi, inner, geometry, r2star)
@@ -147,55 +224,63 @@ def run_stage(recipe: Recipe, stage: str, recorder: Recorder, tell: Progress, *a
         return function(*arguments, **options)
 
 
+def _require_voxels(inner: Array, method: str) -> None:
+    """Background removal by convolution loses a radius of the mask, which may be all of it."""
+    if not bool(backend.namespace(inner).any(inner)):
+        what = f"background removal ({method}) leaves nothing of the mask"
+        raise InputRefused("mask_empty", what, got="0 voxels", wanted="a smaller radius, or a larger mask")
+
+
+def _settled(recipe: Recipe, method: str, given: np.ndarray | None, model: str | None) -> Choice:
+    """The mask that will really be used: its method, every option, and which network or whose voxels."""
+    if given is not None:
+        if model:
+            raise UsageError("bad_call", "a mask network was given beside a mask, and would not be used", got="both")
+        voxels = hashlib.sha256(repr(given.shape).encode() + np.packbits(given).tobytes()).hexdigest()
+        return Choice("given", {"mask_sha256": voxels}, "given by the caller")
+    choice = recipe.with_mask(method, model=bool(model)).choices["mask"]
+    path = Path(model) if model else network.default_model()
+    if choice.method == "auto":
+        choice = dataclasses.replace(choice, method=auto_method(model))
+    function = masking.METHODS[choice.method]
+    known: dict[str, Any] = {**options_of(function), **choice.options}
+    if accepts(function, "model") and path is not None and path.is_file():  # else the method says what is missing
+        card = modelcard.read_card(path)
+        known |= {"model": card.name, "model_version": card.version, "model_sha256": card.sha256}
+        known |= {"card_sha256": hashlib.sha256(path.with_suffix(".toml").read_bytes()).hexdigest()}
+    return dataclasses.replace(choice, options=known)
+
+
 def _brain(
     series: GreSeries,
-    recipe: Recipe,
-    mask: str | np.ndarray,
+    choice: Choice,
+    given: np.ndarray | None,
     model: str | None,
     recorder: Recorder,
     notes: list[Note],
+    figures: dict[str, Figure],
 ) -> np.ndarray:
-    """The brain mask (z, y, x) bool: the caller's own, or by the method that the call or the recipe names."""
-    if isinstance(mask, np.ndarray):
-        with recorder.stage("mask", "given"):
-            return _checked(np.ascontiguousarray(mask, dtype=bool), series.geometry)
-    choice = recipe.choices["mask"] if mask == "auto" else Choice(mask, {})
-    method = choice.method
-    if method == "auto":
-        method = "network" if model or network.default_model() else "threshold"
-    if method not in masking.METHODS:
-        raise UsageError(
-            "unknown_name", "no such mask method", got=method, wanted=", ".join(("auto", *masking.METHODS))
-        )
-    function = masking.METHODS[method]
-    options: dict[str, Any] = {
-        **choice.options,
-        **({"model": model, "on_note": notes.append} if accepts(function, "model") else {}),
-    }
-    with recorder.stage("mask", method, choice):
-        brain = function(
-            backend.to_host(series.magnitude),
-            backend.to_host(series.phase_rad),
-            series.echo_times_s,
-            series.geometry,
-            **options,
-        )
-    if method == "threshold":
+    """The brain mask (z, y, x) bool: the caller's own, or by the method that was settled on, with what that says of itself."""
+    if given is not None:
+        with recorder.stage("mask", choice.method, choice):
+            return given
+    memory.require_for_mask(series.geometry.shape)
+    function = masking.METHODS[choice.method]
+    options = {name: choice.options[name] for name in options_of(function)}
+    if accepts(function, "model"):
+        options |= {"model": model, "on_note": notes.append}
+    if accepts(function, "on_confidence"):
+        options["on_confidence"] = lambda sure: figures.update(sure.figures())
+    with recorder.stage("mask", choice.method, choice):
+        brain = function(series.magnitude, series.phase_rad, series.echo_times_s, series.geometry, **options)
+    if choice.method == "threshold":
         notes.append(
             Note("mask_by_threshold", "The mask was made from the signal alone, without a network: look at it.")
         )
-    return _checked(brain, series.geometry)
+    return checks.checked_mask(brain, series.geometry)
 
 
-def _checked(brain: np.ndarray, geometry: Geometry) -> np.ndarray:
-    if brain.shape != geometry.shape:
-        raise InputRefused("mask_grid", got=brain.shape, wanted=geometry.shape)
-    if not brain.any():
-        raise InputRefused("mask_empty", "the mask holds no voxel", got="0 voxels", wanted="a brain")
-    return brain
-
-
-def _box(mask: np.ndarray) -> tuple[slice, slice, slice]:
+def _box(mask: np.ndarray) -> Box:
     """The mask's bounding box with a margin, inside the volume."""
     bounds = []
     for axis in range(3):
@@ -204,20 +289,7 @@ def _box(mask: np.ndarray) -> tuple[slice, slice, slice]:
     return bounds[0], bounds[1], bounds[2]
 
 
-def _size(box: tuple[slice, slice, slice]) -> tuple[int, int, int]:
-    z, y, x = (s.stop - s.start for s in box)
-    return z, y, x
-
-
-def _cropped(series: GreSeries, box: tuple[slice, slice, slice]) -> GreSeries:
-    magnitude, phase = (
-        np.ascontiguousarray(backend.to_host(part)[(slice(None), *box)])
-        for part in (series.magnitude, series.phase_rad)
-    )
-    return dataclasses.replace(series, magnitude=magnitude, phase_rad=phase, geometry=series.geometry.crop(box))
-
-
-def _uncropped(part: Array, box: tuple[slice, slice, slice], shape: tuple[int, ...]) -> np.ndarray:
+def _uncropped(part: Array, box: Box, shape: tuple[int, ...]) -> np.ndarray:
     whole = np.zeros(shape, part.dtype)
     whole[box] = part
     return whole

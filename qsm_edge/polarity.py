@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from qsm_edge.backend import namespace
@@ -9,6 +10,8 @@ from qsm_edge.types import Array, Geometry, Note
 
 #: Ramp (root mean square over the mask, rad) below which the read-out is taken as monopolar.
 SMALLEST_RAD = 0.05
+#: Echoes are evenly spaced when their gaps agree to this share.
+EVEN = 0.02
 
 
 def align_polarity(
@@ -20,16 +23,16 @@ def align_polarity(
     linear ramp between the two kinds. The first three echoes show it, because the field, the coil's offset and all that
     grows evenly cancel in phase_1 - 2 phase_2 + phase_3, which is minus twice the ramp. Constant and ramp are fitted to
     that in the complex plane, weighted by the signal, and taken off the second, fourth, ... echo. The half turn that
-    stays undecided adds a constant frequency, which no map shows. Needs three echoes with even spacing; other trains are
-    returned as they are.
+    stays undecided adds a constant frequency, which no map shows. Needs three echoes or more, all evenly spaced; other
+    trains are returned as they are, because where the spacing breaks the alternation may, too.
 
     Source: Li et al., MRM 2015, doi:10.1002/mrm.25345. NOT checked: ramps steeper than half a turn a voxel.
     """
     del geometry
     if len(echo_times_s) < 3:
         return phase_rad, []
-    first, second = echo_times_s[1] - echo_times_s[0], echo_times_s[2] - echo_times_s[1]
-    if abs(first - second) > 0.02 * first:
+    gaps = [after - before for before, after in itertools.pairwise(echo_times_s)]
+    if max(gaps) - min(gaps) > EVEN * gaps[0]:
         return phase_rad, []
     xp = namespace(phase_rad)
     bend = phase_rad[0, ...] - 2 * phase_rad[1, ...] + phase_rad[2, ...]

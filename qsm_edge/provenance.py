@@ -26,7 +26,7 @@ class Recorder:
 
     @contextmanager
     def stage(self, name: str, method: str, choice: Choice | None = None) -> Iterator[list[float]]:
-        """Record what runs inside; append to the yielded list once an iteration."""
+        """Record what runs inside, with `choice`'s options; append to the yielded list once an iteration."""
         iterations: list[float] = []
         backend.reset_peak(self.device)
         start = time.perf_counter()
@@ -48,7 +48,10 @@ class Recorder:
 
 
 def provenance(recipe: Recipe, series: GreSeries, records: list[StageRecord], device: str) -> Provenance:
-    """The provenance of a result, its methods paragraph and the short derivation for the DICOM header."""
+    """The provenance of a result, its methods paragraph and the short derivation for the DICOM header.
+
+    `recipe` holds what ran: the mask's method with the network's checksum, or the checksum of a mask that was given.
+    """
     environment = {
         "device": backend.devices()[-1 if device == "cuda" else 0],
         "python": platform.python_version(),
@@ -79,18 +82,26 @@ def methods_paragraph(recipe: Recipe, series: GreSeries, records: list[StageReco
     )
     body = []
     for record in records:
-        if record.sentence:
+        if record.sentence or record.stage == "mask":
             cited = "; ".join(f"doi:{doi}" for doi in record.dois)
+            sentence = record.sentence or "The brain mask was given from outside."
             body.append(
-                f"{record.stage.capitalize()} ({record.method}): {record.sentence}" + (f" [{cited}]" if cited else "")
+                f"{record.stage.capitalize()} ({_named(record)}): {sentence}" + (f" [{cited}]" if cited else "")
             )
     tail = "Values are in ppm (DICOM: ppb), paramagnetic positive, relative to the stated reference. For research use only."
     return " ".join([head, *body, tail])
 
 
 def _derivation(recipe: Recipe, records: list[StageRecord]) -> str:
-    steps = ", ".join(f"{r.stage} {r.method}" for r in records if r.sentence)
+    steps = ", ".join(f"{r.stage} {_named(r)}" for r in records if r.sentence or r.stage == "mask")
     return f"{SOFTWARE} {__version__} recipe {recipe.name} {recipe.digest[:12]}: {steps}"
+
+
+def _named(record: StageRecord) -> str:
+    """The method, and what tells its network or its given mask from another: the start of a SHA-256."""
+    words = [record.method, *(str(record.options[key]) for key in ("model", "model_version") if key in record.options)]
+    words += [f"sha256:{record.options[key][:12]}" for key in ("model_sha256", "mask_sha256") if key in record.options]
+    return " ".join(words)
 
 
 def _version(package: str) -> str:

@@ -3,7 +3,8 @@
 Files are written into a hidden folder beside the final one, flushed to the disk, and renamed. A crash at any moment
 leaves hidden folders only, and `recover` clears them up at the next run: unfinished work is deleted, and a finished
 folder that was on its way out when the crash came is put back. Only folders that this program made of the same
-acquisition are ever replaced; whatever else bears the name is left alone and the result takes the next free name.
+acquisition with the same settings are ever replaced; whatever else bears the name is left alone and the result takes the
+next free name.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def publish(parent: Path, name: str, identity: str, write: Callable[[Path], None
     ----------
     parent : the folder that holds the results; it exists.
     name : the wished name (made safe); ``-2``, ``-3``, ... is appended where another thing has it.
-    identity : says which acquisition the result was made of; an earlier result of the same identity is replaced.
+    identity : says of which acquisition and how the result was made; an earlier result of the same identity is replaced.
     write : fills the folder that it is given.
     keep : files and folders that must survive, such as the input and a mask given by the user.
 
@@ -60,8 +61,7 @@ def publish(parent: Path, name: str, identity: str, write: Callable[[Path], None
         partial, lock = _begin(parent, name)
     try:
         with speaking_of_disk(parent):
-            marker = {"software": "qsm-edge", "acquisition": identity}
-            (partial / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
+            _mark(partial, identity)
             write(partial)
             _flush(partial)
             return _place(partial, parent, name, identity)
@@ -71,6 +71,42 @@ def publish(parent: Path, name: str, identity: str, write: Callable[[Path], None
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def place_in(folder: Path, identity: str, names: Sequence[str], write: Callable[[Path], None]) -> Path:
+    """Let `write` make files `names` in a hidden folder, then move them into `folder`, which is the user's own; returns that.
+
+    Each appears whole, in the order of `names`, so that the last of them says that all are there. What is in the way is
+    for `check_placeable` to find, before anything is computed. Errors as of `publish`.
+    """
+    with speaking_of_disk(folder):
+        partial, lock = _begin(folder, "files")
+    try:
+        with speaking_of_disk(folder):
+            _mark(partial, identity)
+            write(partial)
+            _flush(partial)
+            for name in (MARKER, *names):
+                os.replace(partial / name, folder / name)
+            _sync_folder(folder)
+            return folder
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def check_placeable(folder: Path, identity: str, names: Sequence[str], keep: Sequence[Path]) -> None:
+    """Raise UsageError (bad_call) where `place_in` would replace what is not an earlier result of the same `identity`."""
+    there = [folder / name for name in names if (folder / name).exists()]
+    if (there and made_of(folder) != identity) or any(path.samefile(mine) for path in keep for mine in there):
+        what = "the output folder holds a file of that name, of another image or made with other settings"
+        raise UsageError("bad_call", what, where=str(there[0]), wanted="another folder")
+
+
+def _mark(folder: Path, identity: str) -> None:
+    marker = {"software": "qsm-edge", "acquisition": identity}
+    (folder / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
 
 
 def check_replaceable(parent: Path, name: str, identity: str, keep: Sequence[Path]) -> None:
@@ -246,7 +282,17 @@ def _place(partial: Path, parent: Path, name: str, identity: str) -> Path:
 
 def _discard(old: Path, new: Path) -> None:
     """Delete an earlier result; what a user put beside our files in it moves on into the new one."""
-    ours = {MARKER, "chi", "mask.dcm", "report.html", "report.json", "nifti", "parametric_map.dcm"}
+    ours = {
+        MARKER,
+        "chi",
+        "mask.dcm",
+        "mask.nii.gz",
+        "mask.json",
+        "report.html",
+        "report.json",
+        "nifti",
+        "parametric_map.dcm",
+    }
     for entry in list(old.iterdir()):
         if entry.name not in ours and not (new / entry.name).exists():
             with contextlib.suppress(OSError):

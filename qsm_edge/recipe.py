@@ -6,16 +6,35 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from qsm_edge.errors import UsageError
-from qsm_edge.stages import STAGES, options_of
+from qsm_edge.stages import STAGES, accepts, options_of
 
 #: 'auto' takes the network when a model is installed and the classical mask otherwise.
 _AUTO = {"mask": "auto"}
+
+#: Beyond these, numbers overflow in float32 or are lost in it; lengths end at the size of a head.
+_SMALLEST, _LARGEST, _LARGEST_MM = 1e-9, 1e9, 200.0
+
+#: Options whose 0 switches something off. Any other whose default is above 0 divides, scales or counts: 0 is refused.
+ZERO_MEANS_OFF = frozenset(
+    {
+        "tolerance",  # all iterations are done
+        "margin_mm",  # no padding but what the transform adds
+        "depth_limit_mm",  # the surface is treated like the inside
+        "coarse_mm",  # the grid of the images
+        "length_mm",  # no smoothness within tissue
+        "inside_ppm",  # no sources inside, as in PDF
+        "smooth_mm",
+        "closing_mm",
+        "bridge_mm",
+        "nonlinear_fit.iterations",  # the linear fit
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +93,21 @@ class Recipe:
             _override(sections, text)
         choices = {stage: _choice(stage, section, where) for stage, section in sections.items()}
         return Recipe(str(table.get("name", Path(where).stem)), str(table.get("about", "")), choices)
+
+    def with_mask(self, method: str, model: bool = False) -> Recipe:
+        """This recipe with a call's mask method: 'auto' and the recipe's own method keep the recipe's options.
+
+        `model`: whether the call names a mask network. Raises UsageError unknown_name for a method, bad_call for a network
+        that would not be used.
+        """
+        choice = self.choices["mask"]
+        if method not in (_AUTO["mask"], choice.method):
+            choice = _choice("mask", {"method": method, "why": "asked for by the call"}, "--mask")
+        function = STAGES["mask"].get(choice.method)
+        if model and function is not None and not accepts(function, "model"):
+            what = "a mask network was given that would not be used"
+            raise UsageError("bad_call", what, got=f"the mask method {choice.method}", wanted="network, or no model")
+        return replace(self, choices={**self.choices, "mask": choice})
 
     def as_dict(self) -> dict[str, Any]:
         """Stage -> method and options: all that moves a voxel, and nothing else."""
@@ -139,26 +173,28 @@ def _choice(stage: str, section: dict[str, Any], where: str) -> Choice:
         if option not in defaults:
             got, known_options = f"{stage}.{option}", ", ".join(defaults) or "none"
             raise UsageError("unknown_name", f"{method} has no such option", where=where, got=got, wanted=known_options)
-        section[option] = _checked(f"{stage}.{option}", value, defaults[option], where)
+        section[option] = _checked(stage, method, option, value, default=defaults[option], where=where)
     return Choice(method, {**defaults, **section}, why)
 
 
-def _checked(name: str, value: Any, default: Any, where: str) -> Any:
-    """The value in the type of its default; whole numbers may stand for floats, nothing else is converted."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if isinstance(default, float) and number and abs(value) < float("inf") and value >= 0:
-        return float(value)
-    if isinstance(default, int) and not isinstance(default, bool) and isinstance(value, int) and number and value >= 0:
-        return value
-    if isinstance(default, (bool, str)) and type(value) is type(default):
-        return value
-    raise UsageError(
-        "bad_value",
-        "an option has a wrong value",
-        where=f"{where} {name}",
-        got=repr(value),
-        wanted=f"like {default!r}, not negative",
-    )
+def _checked(stage: str, method: str, option: str, value: Any, *, default: Any, where: str) -> Any:
+    """The value in the type of its default; whole numbers may stand for floats, nothing else is converted.
+
+    A number is finite and above 0, or 0 where that means something: where it is the default, or switches off.
+    """
+    wanted = f"like {default!r}"
+    if isinstance(default, (bool, str)):
+        if type(value) is type(default):
+            return value
+    else:
+        zero = default == 0 or bool({option, f"{method}.{option}"} & ZERO_MEANS_OFF)
+        low, high = _SMALLEST, _LARGEST_MM if option.endswith("_mm") else _LARGEST
+        kinds = (int, float) if isinstance(default, float) else (int,)
+        if type(value) in kinds and ((value == 0 and zero) or low <= value <= high):
+            return type(default)(value)
+        wanted += f", {'0 or ' if zero else ''}above 0, to {high:g}"
+    place = f"{where} {stage}.{option}"
+    raise UsageError("bad_value", "an option has a wrong value", where=place, got=repr(value), wanted=wanted)
 
 
 def _toml(value: Any) -> str:

@@ -26,7 +26,7 @@ STAGES: Mapping[str, Mapping[str, Method]] = {
 }
 
 #: Arguments that the pipeline gives itself.
-RESERVED = ("on_iteration", "on_note", "model", "threads")
+RESERVED = ("on_iteration", "on_note", "on_confidence", "model", "threads")
 
 
 def options_of(function: Method) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from typing import Any
 
 from qsm_edge.errors import QsmEdgeError
 from qsm_edge.progress import Progress
-from qsm_edge.run import Problem, counted, found, line_of, place_of, problem_of, text_without_code
+from qsm_edge.run import Problem, check_memory, counted, found, line_of, place_of, problem_of, text_without_code
 
 
 def survey(source: Path, progress: Progress, *, pixels: bool = True) -> dict[str, Any]:
     """Every acquisition below `source`: ``usable`` ones with what is known of them, ``refused`` and ``ignored`` ones.
 
-    With `pixels` each acquisition is loaded once, because some reasons for refusal are in the values only (a constant
-    phase, an unclear scale). Raises UsageError where the input is not there or holds no file.
+    With `pixels` each acquisition is loaded once, because some facts and some reasons for refusal are in the values only
+    (the phase's scale and sign, a constant phase). Raises UsageError where the input is not there or holds no file.
     """
     usable: list[dict[str, Any]] = []
     with found(source, progress) as inventory:
@@ -24,18 +24,21 @@ def survey(source: Path, progress: Progress, *, pixels: bool = True) -> dict[str
             slug = acquisition.source.slug
             progress.label = f"[{number}/{len(inventory.acquisitions)}] {slug}"
             try:
+                series = None
                 if pixels:
                     progress("read", 0.0)
-                    acquisition.load()
+                    check_memory(acquisition)
+                    series = acquisition.load()
+                facts = acquisition.describe(series)
+                del series  # before the next one is read
             except QsmEdgeError as error:
                 refused.append(Problem(error.code, text_without_code(error), slug))
             except Exception as error:
                 refused.append(Problem("internal", place_of(error), slug))
             else:
-                usable.append(acquisition.describe())
+                usable.append(facts)
     progress.label = ""
     return {
-        "input": str(source),
         "pixels_read": pixels,
         "usable": usable,
         "refused": [problem.as_dict() for problem in refused],

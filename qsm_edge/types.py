@@ -161,7 +161,8 @@ class Source:
 class GreSeries:
     """A multi-echo gradient-echo acquisition.
 
-    magnitude (any linear scale, >= 0) and phase [rad], both (echo, z, y, x) float32, in the order of the echo times.
+    magnitude (any linear scale, >= 0) and phase [rad], both (echo, z, y, x) float32, in the order of the echo times, which
+    ascend. Nothing is checked here but by who computes with it (`checks.checked_series`).
     """
 
     magnitude: Array
@@ -206,7 +207,11 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a result was made. `recipe` is the resolved recipe, defaults included; `digest` is its SHA-256 in hex."""
+    """How a result was made. `recipe` is what ran, defaults included; `digest` is its SHA-256 in hex.
+
+    The mask is in it as it was really made: by which method, with the name and checksums of the network, or given, with a
+    checksum of its voxels.
+    """
 
     software: str
     version: str
@@ -221,7 +226,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Result:
-    """A reconstruction on the grid of `series`, host arrays (z, y, x).
+    """A reconstruction on the grid of `series`, host arrays (z, y, x). `series` is what came in, with 0 for what was not finite.
 
     chi_ppm: susceptibility, zero outside `mask`. mask: bool, where chi has a value. brain: bool, the mask that came in.
     field_ppm: total field. local_ppm: field of the sources inside. r2star_per_s: None for one echo.

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections import namedtuple
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,26 +29,35 @@ class Acquisition:
     slug: str
     shape: tuple[int, int, int] = (4, 6, 8)
     trouble: BaseException | None = None
+    loads: int = 0
+    plan = SimpleNamespace(echo_times_ms=(5.0, 10.0))
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry.from_axes(self.shape)
 
     @property
     def source(self) -> Source:
         image = SourceInstance("1.2", f"2.25.{sum(map(ord, self.slug))}", "2.25.7")
         return Source("SIEMENS", "classic", ((image,),), None, self.slug)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, series: GreSeries | None = None) -> dict[str, Any]:
         return {
             "slug": self.slug,
             "notes": [],
             "vendor": "SIEMENS",
             "echo_times_ms": (5.0, 10.0),
             "b0_dir": (0.9, 0.1, 0.0),
+            **(dict(series.source.facts) if series is not None else {}),
         }
 
     def load(self) -> GreSeries:
+        self.loads += 1
         if self.trouble is not None:
             raise self.trouble
         volume = np.zeros((2, *self.shape), np.float32)
-        return GreSeries(volume, volume, (0.005, 0.010), 3.0, Geometry.from_axes(self.shape), self.source)
+        source = replace(self.source, facts={"phase_scale": "12 bits for a turn"})
+        return GreSeries(volume, volume, (0.005, 0.010), 3.0, self.geometry, source)
 
 
 @dataclass

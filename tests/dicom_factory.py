@@ -17,12 +17,15 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
 from pydicom.multival import MultiValue
 
-from dicom_samples.encode import encode
+from dicom_samples.encode import ENCODINGS, encode
 from qsm_edge.types import Geometry
 
 SHAPE = (5, 12, 10)  # an odd number of slices: no FFT shift undoes their negation
 ECHO_TIMES_S = (0.004, 0.0115, 0.02)
 VOXEL_MM = (2.5, 1.25, 0.9)
+
+#: Encodings of scanners whose phase is known to grow, or to fall, with the field.
+READABLE = tuple(encoding for encoding in ENCODINGS if encoding not in ("uih", "canon"))
 
 #: Columns of (z, y, x) in LPS; right-handed, as DICOM slices are stacked along their normal.
 PLANES = {
@@ -65,6 +68,14 @@ def encoded(values: np.ndarray, encoding: str) -> list[FileDataset]:
     """The datasets of a signal of one's own."""
     times = ECHO_TIMES_S[: len(values)]
     return encode(values, geometry(shape=values.shape[1:]), times, 3.0, encoding, seed_name="own")
+
+
+def rewritten(datasets: Iterable[FileDataset], syntax: str, folder_: Path) -> Path:
+    """Write datasets into a folder in another uncompressed transfer syntax of the same byte order."""
+    for number, dataset in enumerate(datasets):
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.save_as(folder(folder_) / f"{number}", enforce_file_format=True)
+    return folder_
 
 
 def folder(path: Path) -> Path:

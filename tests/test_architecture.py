@@ -16,18 +16,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "qsm_edge"
 
 STAGES = {"unwrap", "echoes", "weights", "background", "invert", "reference", "masking", "quality"}
-MEMBERS = {"tfi": "background", "polarity": "echoes", "network": "masking"}  # a part of a stage in a file of its own
+# A part of a stage in a file of its own.
+MEMBERS = {"tfi": "background", "polarity": "echoes", "network": "masking", "modelcard": "masking"}
 BORDER = 4.5  # files in and out: imports layer 0 and itself only
 LAYER: dict[str, float] = {
     **dict.fromkeys(("errors", "types", "units"), 0),
     **dict.fromkeys(("backend", "fft"), 1),
     **dict.fromkeys(("kernels", "solvers", "distance"), 2),
     **dict.fromkeys(STAGES | set(MEMBERS), 3),
-    **dict.fromkeys(("stages", "recipe", "memory", "provenance", "pipeline"), 4),
+    **dict.fromkeys(("stages", "recipe", "memory", "provenance", "checks", "pipeline"), 4),
     **dict.fromkeys(("dicom", "nifti", "report"), BORDER),
-    **dict.fromkeys(
-        ("cli", "run", "survey", "publish", "progress", "doctor", "selftest", "spool", "listen", "send", "__main__"), 5
-    ),
+    **dict.fromkeys(("cli", "run", "maskonly", "survey", "publish", "progress", "doctor", "selftest"), 5),
+    **dict.fromkeys(("spool", "listen", "send", "__main__"), 5),
 }
 DOORS = {
     "cupy": {"backend"},

@@ -11,13 +11,15 @@ import signal
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 from cli_world import PATIENT, Acquisition, Ignored, Refusal, World, document, fails_on, fixture_world, said  # noqa: F401
 
 import qsm_edge
-from qsm_edge import nifti
+from qsm_edge import cli, nifti
 from qsm_edge.errors import InputRefused
+from qsm_edge.recipe import Recipe
 from qsm_edge.types import Geometry, Source
 
 
@@ -49,7 +51,7 @@ def test_json_is_one_document_with_all_facts(world, capsys):
     (refused,) = facts["refused"]
     assert (refused["code"], refused["what"], refused["files"]) == ("phase_difference", "series 5", 3)
     (ignored,) = facts["ignored"]
-    assert (ignored["code"], ignored["files"], ignored["names"]) == ("not_dicom", 1, ["LICENSE"])
+    assert (ignored["code"], ignored["files"], ignored["names"]) == ("not_dicom", 1, ["*/*/LICENSE"])
     assert facts["failed"] == []
 
 
@@ -123,6 +125,7 @@ def test_a_disk_that_is_full_is_refused_before_anything_is_computed(world, capsy
     (refused,) = document(capsys)["refused"]
     assert refused["code"] == "out_of_disk"
     assert "wanted" in refused["text"]
+    assert world.acquisitions[0].loads == 0
     assert world.calls == []
 
 
@@ -145,21 +148,15 @@ def test_an_interruption_keeps_what_is_finished_and_removes_the_rest(world, caps
 def test_options_reach_the_chain(world, tmp_path):
     model = tmp_path / "net.onnx"
     model.touch()
-    assert world.run("--mask", "threshold", "--device", "cpu", "--model", str(model), "--recipe", "fast") == 0
+    assert world.run("--mask", "network", "--device", "cpu", "--model", str(model), "--recipe", "fast") == 0
     (call,) = world.calls
-    assert (call["mask"], call["device"], call["model"]) == ("threshold", "cpu", str(model))
-    from qsm_edge.recipe import Recipe
-
+    assert (call["mask"], call["device"], call["model"]) == ("network", "cpu", str(model))
     assert call["recipe"].digest == Recipe.load("fast").digest
 
 
 def test_a_users_mask_must_fit_each_grid(world, tmp_path, capsys):
-    import nibabel
-
     geometry = Geometry.from_axes((4, 6, 8))
-    voxels = np.zeros((8, 6, 4), np.uint8)
-    voxels[2:5, 2:5, 1:3] = 1
-    nibabel.save(nibabel.Nifti1Image(voxels, geometry.affine_ras_xyz), tmp_path / "mask.nii.gz")
+    own_mask(tmp_path / "mask.nii.gz")
     world.acquisitions = [Acquisition("gre_other", shape=(5, 6, 8)), Acquisition("gre_one")]
     assert world.run("--mask", str(tmp_path / "mask.nii.gz"), "--json") == 3
     facts = document(capsys)
@@ -196,15 +193,122 @@ def test_input_and_output_may_lie_in_one_another(world, tmp_path, place):
     assert world.input.exists()
 
 
-def test_a_run_never_replaces_the_folder_that_holds_its_own_mask(world, capsys):
-    assert world.run() == 0
-    mask = world.output / "gre_one" / "mine.nii.gz"
-    mask.write_bytes(b"hours of work")
+def own_mask(path: Path, first: int = 2) -> Path:
+    """A mask on the grid of the stand-ins."""
+    voxels = np.zeros((8, 6, 4), np.uint8)
+    voxels[first:5, 2:5, 1:3] = 1
+    nibabel.save(nibabel.Nifti1Image(voxels, Geometry.from_axes((4, 6, 8)).affine_ras_xyz), path)
+    return path
+
+
+def test_a_run_never_replaces_the_folder_that_holds_its_own_mask(world, capsys, tmp_path):
+    first = own_mask(tmp_path / "mask.nii")
+    assert world.run("--mask", str(first)) == 0
+    (result,) = world.results()
+    mask = world.output / result / "mine.nii"
+    mask.write_bytes(first.read_bytes())
     capsys.readouterr()
     assert world.run("--mask", str(mask), "--json") == 2
     assert [f["code"] for f in document(capsys)["failed"]] == ["bad_call"]
-    assert mask.read_bytes() == b"hours of work"
+    assert mask.read_bytes() == first.read_bytes()
     assert len(world.calls) == 1
+
+
+def test_results_of_other_settings_live_side_by_side_and_each_replaces_its_own(world, tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text(Recipe.load("fast", ["invert.regularisation=0.02"]).to_toml())
+    model = tmp_path / "net.onnx"
+    model.write_bytes(b"layers")
+    settings = {
+        "default": ("gre_one", []),
+        "fast": ("gre_one_fast", ["--recipe", "fast"]),
+        "option": ("gre_one_default-", ["--set", "invert.regularisation=0.0002"]),
+        "another option": ("gre_one_default-", ["--set", "invert.regularisation=0.0003"]),
+        "file": ("gre_one_fast-", ["--recipe", str(mine)]),
+        "mask method": ("gre_one_default-", ["--mask", "threshold"]),
+        "mask": ("gre_one_default-", ["--mask", str(own_mask(tmp_path / "a.nii"))]),
+        "another mask": ("gre_one_default-", ["--mask", str(own_mask(tmp_path / "b.nii", 3))]),
+        "mask and recipe": ("gre_one_fast-", ["--recipe", "fast", "--mask", str(tmp_path / "a.nii")]),
+        "network": ("gre_one_default-", ["--model", str(model)]),
+    }
+    folders = {}
+    for name, (start, words) in settings.items():
+        before = set(world.results()) if world.output.exists() else set()
+        assert world.run(*words) == 0
+        (folders[name],) = set(world.results()) - before
+        assert folders[name].startswith(start), name
+        (world.output / folders[name] / "report.html").write_text("old")
+    for name, (_, words) in settings.items():
+        assert world.run(*words) == 0
+        assert (world.output / folders[name] / "report.html").read_text() == "report", name
+    assert set(world.results()) == set(folders.values())
+    assert len(set(folders.values())) == len(settings)
+
+
+def test_what_changes_nothing_sets_nothing_apart(world, tmp_path):
+    same = tmp_path / "same.toml"
+    same.write_text(Recipe.load("default").to_toml())
+    regularisation = Recipe.load("default").choices["invert"].options["regularisation"]
+    assert world.run() == 0
+    assert world.run("--recipe", str(same)) == 0
+    assert world.run("--set", f"invert.regularisation={regularisation}", "--mask", "auto", "--nifti") == 0
+    own_mask(tmp_path / "a.nii")
+    (tmp_path / "copy.nii").write_bytes((tmp_path / "a.nii").read_bytes())
+    for name in ("a.nii", "copy.nii"):
+        assert world.run("--mask", str(tmp_path / name)) == 0
+    assert len(world.results()) == 2
+
+
+def test_a_long_name_keeps_what_sets_it_apart(world):
+    world.acquisitions = [Acquisition("gre_" + 90 * "x")]
+    assert world.run() == 0
+    assert world.run("--recipe", "fast") == 0
+    first, second = world.results()
+    assert first != second
+    assert any(name.endswith("_fast") for name in (first, second))
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_read(world, capsys, monkeypatch):
+    monkeypatch.setattr("qsm_edge.backend.available_bytes", lambda device: 10**6)
+    assert world.run("--json") == 3
+    (refused,) = document(capsys)["refused"]
+    assert (refused["code"], refused["what"]) == ("out_of_memory", "gre_one")
+    assert cli.main(["inspect", str(world.input), "--json"]) == 3
+    assert [r["code"] for r in document(capsys)["refused"]] == ["out_of_memory"]
+    assert world.acquisitions[0].loads == 0
+
+
+def test_names_of_folders_that_may_be_a_patients_are_not_shown(world, capsys):
+    patient = f"{PATIENT}_19600101"
+    world.refused = [
+        Refusal("truncated_file", "cut", "", (f"{patient}/DICOM/SE000002/IM4", "MR_7/x", f"a/{patient}/c"))
+    ]
+    world.ignored = [Ignored("not_mr", "no MR image", (f"{patient}/19600101/ST1/IM1", f"{patient}/b"))]
+    assert world.run("--json") == 3
+    facts = document(capsys)
+    assert facts["refused"][0]["names"] == ["*/*/c", "*/DICOM/*/IM4"]
+    assert facts["ignored"][0]["names"] == ["*/*/ST1/IM1", "*/b"]
+    assert facts["refused"][0]["files"] == 3
+    world.run()
+    out, _ = said(capsys)
+    assert "(3 files: */*/c, */DICOM/*/IM4, ...)" in out
+    assert "19600101" not in out
+
+
+@pytest.mark.parametrize("words", [[], ["--json"], ["--quiet"]])
+def test_the_name_of_the_input_is_not_repeated(world, capsys, monkeypatch, words):
+    """Folders and archives are often called after the patient, and whoever named the input knows its name."""
+    world.input = world.input.rename(world.input.with_name(PATIENT))
+    world.refused = [Refusal("no_phase", "no phase images", "series 3", ("a",))]
+    assert world.run(*words) == 3
+    assert cli.main(["inspect", str(world.input), *words]) == 3
+
+    def find(path, *, progress=None):
+        raise InputRefused("unsafe_archive")
+
+    monkeypatch.setattr("qsm_edge.dicom.find", find)
+    assert world.run(*words) == 3
+    said(capsys)
 
 
 def test_a_run_clears_up_after_one_that_was_killed(world):
@@ -220,5 +324,5 @@ def test_files_that_are_no_acquisition_are_no_failure(world, capsys):
     world.ignored = [Ignored("not_mr", "no MR image", tuple(f"IM{n}" for n in range(9)))]
     assert world.run() == 0
     out, _ = said(capsys)
-    assert "ignored  [not_mr] no MR image (9 files: IM0, IM1, IM2, IM3, IM4, ...)" in out
+    assert "ignored  [not_mr] no MR image (9 files: IM0, IM1, ...)" in out
     assert "no gradient-echo acquisition" in out

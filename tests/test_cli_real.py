@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -103,7 +104,10 @@ def test_what_can_be_is_done_and_the_rest_is_refused_by_name(results):
     assert facts["failed"] == []
     names = [name for word in ("refused", "ignored") for problem in facts[word] for name in problem["names"]]
     assert {"LICENSE", "letter.dcm"} <= set(names)
-    assert sorted(os.listdir(output)) == sorted(done["acquisition"] for done in facts["done"])
+    assert sorted(os.listdir(output)) == sorted(Path(done["folder"]).name for done in facts["done"])
+    assert all(
+        re.fullmatch(rf"{done['acquisition']}_fast-[0-9a-f]{{8}}", Path(done["folder"]).name) for done in facts["done"]
+    )
 
 
 def test_each_result_folder_is_complete(results):
@@ -168,7 +172,7 @@ def test_the_same_input_gives_the_same_objects_from_a_zip_too(results, study, he
     status, facts, _ = run(capsys, archive, tmp_path / "out", "--mask", head[1])
     assert status == 0
     (done,) = facts["done"]
-    earlier = results[2] / done["acquisition"]
+    earlier = results[2] / Path(done["folder"]).name
     for name in ("chi", "."):
         for path in (earlier / name).glob("*.dcm"):
             if path.name != "parametric_map.dcm":
@@ -190,7 +194,7 @@ def test_output_into_the_input_folder_is_not_reconstructed_again(study, tmp_path
     status, facts, _ = run(capsys, folder, folder)
     assert (status, len(facts["done"])) == (0, 1)
     assert "own_output" in {problem["code"] for problem in facts["ignored"]}
-    assert sorted(os.listdir(folder)) == sorted(["raw", facts["done"][0]["acquisition"]])
+    assert sorted(os.listdir(folder)) == sorted(["raw", f"{facts['done'][0]['acquisition']}_fast"])
 
 
 def test_inspect_agrees_with_run(study, results, capsys):
@@ -199,7 +203,9 @@ def test_inspect_agrees_with_run(study, results, capsys):
     assert [u["slug"] for u in found["usable"]] == [d["acquisition"] for d in results[1]["done"]]
     assert [r["code"] for r in found["refused"]] == [r["code"] for r in results[1]["refused"]]
     assert cli.main(["inspect", str(study)]) == 3
-    assert "[no_imaginary]" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "[no_imaginary]" in text
+    assert text.count("phase scale") == len(found["usable"]), "what only the pixels tell"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is a signal of POSIX systems")
@@ -214,4 +220,4 @@ def test_kill_9_leaves_no_result_under_a_final_name(study, tmp_path, capsys):
     assert [name for name in os.listdir(output) if not name.startswith(".")] == []
     status, facts, _ = run(capsys, source, output)
     assert status == 0
-    assert os.listdir(output) == [facts["done"][0]["acquisition"]]
+    assert os.listdir(output) == [f"{facts['done'][0]['acquisition']}_fast"]

@@ -45,6 +45,30 @@ def test_wrong_usage_is_2_and_helps(world, capsys, arguments, says):
     assert not world.output.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--mask", "threshold", "--model", "FILE"], "would not be used"),
+        (["--mask", "FILE", "--model", "FILE"], "would not be used"),
+        (["--set", "mask=threshold", "--model", "FILE"], "would not be used"),
+        (["--set", "mask=threshold", "--mask", "network"], "contradict"),
+        (["--set", "mask=threshold", "--set", "mask.dark=0.3", "--mask", "FILE"], "contradict"),
+        (["--mask", "OUT/folder"], "no such file"),
+    ],
+)
+def test_nothing_is_parsed_and_ignored(world, capsys, tmp_path, words, says):
+    (tmp_path / "given").touch()
+    words = [str(tmp_path / "given") if word == "FILE" else word for word in words]
+    assert says in usage(world, ["run", "IN", "OUT", *words], capsys)
+
+
+def test_the_options_of_a_mask_method_that_is_named_twice_are_kept(world):
+    assert world.run("--set", "mask=threshold", "--set", "mask.dark=0.3", "--mask", "threshold") == 0
+    (call,) = world.calls
+    assert call["mask"] == "threshold"
+    assert call["recipe"].with_mask("threshold").choices["mask"].options["dark"] == 0.3
+
+
 def test_an_output_that_is_a_file_is_wrong_usage(world, capsys):
     world.output.write_text("mine")
     assert "not a folder" in usage(world, ["run", "IN", "OUT"], capsys)
@@ -100,6 +124,13 @@ def test_inspect_says_what_was_understood_and_what_would_be_refused(world, capsy
     assert "[phase_constant] gre_bad" in out
     assert "1 usable, 2 refused, 0 other files ignored" in out
     assert world.calls == []
+
+
+def test_inspect_says_what_only_the_pixels_tell(world, capsys):
+    assert cli.main(["inspect", str(world.input)]) == 0
+    assert "phase scale    12 bits for a turn" in said(capsys)[0]
+    assert cli.main(["inspect", str(world.input), "--headers-only"]) == 0
+    assert "phase scale" not in said(capsys)[0]
 
 
 def test_inspect_of_headers_only_does_not_read_pixels(world, capsys):

@@ -184,6 +184,15 @@ def test_little_memory_is_a_warning(quick, capsys):
     assert any("0.5 GB" in text for text in report["warnings"])
 
 
+@pytest.mark.parametrize("error", [1e-3, float("nan")])
+def test_a_transform_that_does_not_come_back_is_an_error(quick, capsys, error):
+    right = fft.irfftn
+    quick.setattr(fft, "irfftn", lambda spectrum, shape: right(spectrum, shape) + np.float32(error))
+    status, report = examine(capsys)
+    assert status == 1
+    assert any("Fourier transform" in text for text in report["errors"])
+
+
 def test_the_text_says_the_same(quick, capsys):
     assert cli.main(["doctor", "--quiet"]) == 0
     text = capsys.readouterr().out

@@ -8,15 +8,17 @@ import array_api_strict
 import numpy as np
 import pytest
 
-from qsm_edge import backend, memory
+from qsm_edge import backend, background, network
 from qsm_edge.errors import InputRefused, ResourceError, UsageError
 from qsm_edge.fft import crop, fast_shape, irfftn, rfftn
 from qsm_edge.kernels import dipole
 from qsm_edge.pipeline import chain, reconstruct
+from qsm_edge.polarity import align_polarity
 from qsm_edge.provenance import Recorder
 from qsm_edge.recipe import Recipe
 from qsm_edge.types import Geometry, GreSeries
 from qsm_edge.units import rad_per_ppm
+from tests import network_factory
 
 SHAPE = (38, 47, 42)
 TIMES = (0.004, 0.0095, 0.014, 0.021)
@@ -107,6 +109,19 @@ def test_a_bipolar_train_gives_the_map_of_a_monopolar_one():
     assert np.abs(bipolar.chi_ppm - plain.chi_ppm)[mask].max() < 0.01
 
 
+def test_a_train_whose_spacing_breaks_later_is_left_as_it_is():
+    """The ramp shows in the first three echoes, but which of the later ones ran backwards is then not known."""
+    even, broken = (0.004, 0.009, 0.014, 0.019), (0.004, 0.009, 0.014, 0.021)
+    ramp = (0.6 + 0.05 * (np.arange(SHAPE[2]) - SHAPE[2] / 2)).astype(np.float32)
+    for times, corrected in ((even, True), (broken, False)):
+        series, mask, _, _ = head(times=times)
+        bent = series.phase_rad.copy()
+        bent[1::2] += ramp
+        phase, notes = align_polarity(bent, series.magnitude, mask, times, series.geometry)
+        assert bool(notes) is corrected
+        assert (phase is bent) is not corrected
+
+
 def test_one_echo_is_reconstructed_and_says_so():
     series, mask, truth, _ = head(times=(0.018,))
     result = reconstruct(series, mask=mask, device="cpu")
@@ -129,8 +144,7 @@ def test_a_mask_that_does_not_fit_or_is_empty_is_refused():
 
 def test_too_little_memory_is_refused_with_numbers_before_anything_runs(monkeypatch):
     series, mask, _, _ = head()
-    needed = memory.estimate_bytes(series, SHAPE, Recipe.load("default"))
-    monkeypatch.setattr(backend, "available_bytes", lambda device: needed // 4)
+    monkeypatch.setattr(backend, "available_bytes", lambda device: 10**6)
     stages = []
     with pytest.raises(ResourceError) as caught:
         reconstruct(series, mask=mask, progress=lambda stage, fraction, text: stages.append(stage))
@@ -167,3 +181,98 @@ def test_every_stage_that_ran_is_in_the_methods_paragraph_with_its_source():
         provenance.recipe["invert"]["regularisation"]
         == Recipe.load("default").choices["invert"].options["regularisation"]
     )
+
+
+@pytest.mark.parametrize("method", ["resharp", "ismv", "vsharp", "lbv"])
+def test_a_mask_that_background_removal_eats_up_is_refused(method):
+    series, _, _, _ = head(times=TIMES[:2])
+    speck = np.zeros(SHAPE, bool)
+    speck[18:21, 20:23, 20:23] = True
+    options = {"vsharp": [], "lbv": ["background.peel=3"]}.get(method, ["background.radius_mm=40"])
+    thin = speck if method == "lbv" else speck & (np.indices(SHAPE)[0] == 19)
+    recipe = Recipe.load("fast", [f"background={method}", *options])
+    with pytest.raises(InputRefused) as caught:
+        reconstruct(series, recipe, mask=thin, device="cpu")
+    assert caught.value.code == "mask_empty"
+    assert method in caught.value.what
+
+
+class Broken(Exception):
+    """An error of the library behind the accelerator."""
+
+    __module__ = "cupy_backends.cuda.api.runtime"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), Broken("no kernel image"), ImportError("libnvrtc")])
+def test_what_the_accelerator_cannot_do_the_processor_does_and_a_note_says_so(monkeypatch, error):
+    series, mask, _, _ = head()
+    plain = reconstruct(series, "fast", mask=mask, device="cpu")
+    monkeypatch.setattr(backend, "resolve_device", lambda name: "cpu" if name == "cpu" else "cuda")
+    devices = []
+
+    def to_device(array, device):
+        devices.append(device)
+        if device == "cuda":
+            raise error
+        return array
+
+    monkeypatch.setattr(backend, "to_device", to_device)
+    result = reconstruct(series, "fast", mask=mask)
+    assert devices == ["cuda", "cpu", "cpu", "cpu"]
+    assert np.array_equal(result.chi_ppm, plain.chi_ppm)
+    assert [n.code for n in result.quality.notes if n.code == "device_fallback"] == ["device_fallback"]
+    assert [r.stage for r in result.provenance.stages] == [r.stage for r in plain.provenance.stages]
+    assert result.provenance.environment["device"].startswith("cpu")
+    with pytest.raises(type(error)):
+        reconstruct(series, "fast", mask=mask, device="cuda")
+
+
+def test_an_accelerator_without_room_is_not_tried(monkeypatch):
+    series, mask, _, _ = head()
+    monkeypatch.setattr(backend, "resolve_device", lambda name: "cpu" if name == "cpu" else "cuda")
+    monkeypatch.setattr(backend, "available_bytes", lambda device: 0 if device == "cuda" else 2**40)
+    monkeypatch.setattr(backend, "to_device", lambda array, device: {"cpu": array}[device])
+    result = reconstruct(series, "fast", mask=mask)
+    assert "device_fallback" in {note.code for note in result.quality.notes}
+    with pytest.raises(ResourceError) as caught:
+        reconstruct(series, "fast", mask=mask, device="cuda")
+    assert caught.value.code == "out_of_memory"
+
+
+def test_an_error_of_ours_on_the_accelerator_is_no_reason_to_fall_back(monkeypatch):
+    series, mask, _, _ = head()
+
+    def wrong(*args, **options):
+        raise ZeroDivisionError
+
+    recipe = Recipe.load("fast")
+    monkeypatch.setattr(backend, "resolve_device", lambda name: "cuda")
+    monkeypatch.setattr(backend, "to_device", lambda array, device: array)
+    monkeypatch.setitem(background.METHODS, "vsharp", wrong)
+    with pytest.raises(ZeroDivisionError):
+        reconstruct(series, recipe, mask=mask)
+
+
+def test_a_note_of_the_mask_network_reaches_the_result(tmp_path, monkeypatch):
+    """A provider that was wanted and did not run: from the network's door through masking and pipeline to the reader."""
+    magnitude, _, _, geometry = network_factory.series()
+    phase = np.random.default_rng(1).uniform(-3, 3, magnitude.shape).astype(np.float32)
+    series = GreSeries(magnitude, phase, (0.01,), 3.0, geometry)
+    monkeypatch.setattr(network, "_runtime", pretending(network._runtime()))
+    recipe = Recipe.load("fast", ["mask=network", 'mask.providers="tensorrt,cpu"'])
+    result = reconstruct(series, recipe, model=str(network_factory.installed(tmp_path)), device="cpu")
+    (note,) = [note for note in result.quality.notes if note.code == "network_fallback"]
+    assert "Tensorrt" in note.text
+
+
+def pretending(runtime):
+    """onnxruntime without any provider but the CPU's, whatever is installed."""
+
+    class Runtime:
+        def __getattr__(self, name):
+            return getattr(runtime, name)
+
+        def get_available_providers(self):
+            return [network.CPU]
+
+    return Runtime

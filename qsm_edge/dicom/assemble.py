@@ -9,7 +9,8 @@ nothing speaks against it:
   same time. Real magnitude and phase of one acquisition carry the same acquisition time, and a magnitude and a phase
   that were scanned one after the other (with the same protocol, in adjacent series) do not: times that differ are
   never joined. Where a time is missing, magnitude and phase must have the same echo times and protocol, and echoes in
-  separate series must be numbered;
+  separate series must be numbered. Where times do not decide (missing, or the same for several repetitions) magnitude
+  and phase of different acquisition numbers are never joined;
 * what can be joined in two ways is refused (`two_acquisitions`).
 
 Whether the joined images are complete is another question (`grid`).
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qsm_edge.dicom.records import IMAGINARY, MAGNITUDE, PHASE, REAL, Image
 from qsm_edge.dicom.vendors import VENDORS_BY_NAME
@@ -34,9 +35,13 @@ SAME_DIRECTION, SAME_SIZE = 1e-4, 1e-4
 
 @dataclass(frozen=True)
 class Unit:
-    """What one series holds of one acquisition; or several such, joined."""
+    """What one series holds of one acquisition; or several such, joined.
+
+    undated: it is one of several repetitions in its series, which times do not tell apart.
+    """
 
     images: tuple[Image, ...]
+    undated: bool = False
 
     @property
     def components(self) -> frozenset[str]:
@@ -66,6 +71,11 @@ class Unit:
         return min((image.started_s for image in self.images if image.started_s is not None), default=None)
 
     @property
+    def acquisitions(self) -> frozenset[int]:
+        """The acquisition numbers, where they are told; scanners count echoes and slices with them, too."""
+        return frozenset(image.acquisition for image in self.images if image.acquisition)
+
+    @property
     def series_number(self) -> int:
         return min(image.series_number for image in self.images)
 
@@ -88,22 +98,29 @@ def split_repetitions(images: Sequence[Image]) -> list[Unit]:
     """
     if not collides(images) or two_patients(images):
         return [Unit(tuple(images))]
-    keys: tuple[Callable[[Image], object], ...] = (
-        lambda image: image.encoding,  # the same series exported twice, as classic and as enhanced objects
-        lambda image: image.acquisition,
-        lambda image: image.temporal,
-        lambda image: (image.acquisition, image.temporal),
-        lambda image: image.distortion,
-        lambda image: (image.component, image.normalised),
+    keys: tuple[tuple[Callable[[Image], object], bool], ...] = (  # and whether it counts repetitions
+        (lambda image: image.encoding, False),  # the same series exported twice, as classic and as enhanced objects
+        (lambda image: image.acquisition, True),
+        (lambda image: image.temporal, True),
+        (lambda image: (image.acquisition, image.temporal), True),
+        (lambda image: image.distortion, False),
+        (lambda image: (image.component, image.normalised), False),
     )
-    for key in keys:
+    for key, counts in keys:
         groups: dict[object, list[Image]] = defaultdict(list)
         for image in images:
             groups[key(image)].append(image)
         sizes = [len(group) for group in groups.values()]
         if len(groups) > 1 and 2 * min(sizes) >= max(sizes) and not any(map(collides, groups.values())):
-            return [Unit(tuple(group)) for group in groups.values()]
+            units = [Unit(tuple(group)) for group in groups.values()]
+            return [replace(unit, undated=counts and not _dated(unit, units)) for unit in units]
     return [Unit(tuple(images))]
+
+
+def _dated(unit: Unit, siblings: Sequence[Unit]) -> bool:
+    """Whether the time tells a repetition from the others of its series."""
+    apart = [_time_apart(unit, other) for other in siblings if other is not unit]
+    return all(time is not None and time > SAME_START_S for time in apart)
 
 
 def two_patients(images: Sequence[Image]) -> bool:
@@ -138,6 +155,16 @@ def _time_apart(one: Unit, other: Unit) -> float | None:
     return abs(one.started_s - other.started_s)
 
 
+def _numbered_apart(one: Unit, other: Unit) -> bool:
+    """Whether acquisition numbers say that two units are different repetitions, and times do not say otherwise.
+
+    Times come first: magnitude and phase of one run may bear different numbers.
+    """
+    undecided = _time_apart(one, other) is None or one.undated or other.undated
+    numbers = one.acquisitions, other.acquisitions
+    return undecided and all(numbers) and numbers[0].isdisjoint(numbers[1])
+
+
 def joinable(one: Unit, other: Unit) -> bool:
     """Whether two units are parts of one acquisition as far as their headers tell."""
     return together(one, other) and conflict(one, other) is None
@@ -154,6 +181,8 @@ def together(one: Unit, other: Unit) -> bool:
     if apart is not None and apart > SAME_START_S:
         return False
     if apart is None and _contradict(first.protocol, second.protocol):
+        return False
+    if _numbered_apart(one, other):
         return False
     parts = one.components & other.components
     if parts:  # more echoes of the same component: a series for every echo
@@ -186,15 +215,35 @@ def join(units: Sequence[Unit]) -> tuple[list[Unit], list[Unit]]:
     made: list[Unit] = [unit for unit in units if unit.paired and len(unit.cells) > 2]
     rest = sorted((u for u in units if u not in made), key=lambda u: (u.series_number, u.started_s or 0.0))
     open_: list[Unit] = []
+    parts: list[list[Unit]] = []
     for unit in rest:
         fitting = [i for i, candidate in enumerate(open_) if joinable(candidate, unit)]
         if fitting:
             best = min(fitting, key=lambda i: (_unlike(open_[i], unit), _time_apart(open_[i], unit) or 0.0, i))
-            open_[best] = Unit((*open_[best].images, *unit.images))
+            parts[best].append(unit)
+            open_[best] = _merged(parts[best])
         else:
+            parts.append([unit])
             open_.append(unit)
-    ambiguous = [u for u in open_ if _has_undecided_twin(u, open_)]
+    swapped = {i for i in range(len(parts)) for j in range(len(parts)) if i != j and _can_swap(parts[i], parts[j])}
+    ambiguous = [u for i, u in enumerate(open_) if i in swapped or _has_undecided_twin(u, open_)]
     return made + [u for u in open_ if u not in ambiguous], ambiguous
+
+
+def _merged(parts: Sequence[Unit]) -> Unit:
+    return Unit(tuple(image for part in parts for image in part.images), any(part.undated for part in parts))
+
+
+def _can_swap(one: Sequence[Unit], other: Sequence[Unit]) -> bool:
+    """Whether two joined acquisitions might as well have been joined crosswise: repetitions that nothing numbers."""
+    for mine in one:
+        for theirs in other:
+            if len(one) < 2 or len(other) < 2 or mine.cells != theirs.cells or not (mine.undated or theirs.undated):
+                continue
+            crossed = ((mine, other, theirs), (theirs, one, mine))
+            if all(joinable(_merged([u for u in rest if u is not gone]), unit) for unit, rest, gone in crossed):
+                return True
+    return False
 
 
 def _unlike(one: Unit, other: Unit) -> bool:
@@ -209,7 +258,8 @@ def _has_undecided_twin(unit: Unit, others: Sequence[Unit]) -> bool:
         shared, apart = unit.components & other.components, _time_apart(unit, other)
         alike = bool(shared) and all(unit.echo_times(part) == other.echo_times(part) for part in shared)
         same_time = apart is None or apart <= SAME_START_S
-        if alike and same_time and not _contradict(unit.reference.protocol, other.reference.protocol):
+        apart_by = _contradict(unit.reference.protocol, other.reference.protocol) or _numbered_apart(unit, other)
+        if alike and same_time and not apart_by:
             return True
     return False
 
@@ -237,13 +287,16 @@ def prefer_uncorrected(units: Sequence[Unit]) -> tuple[list[Unit], list[Unit]]:
 
 def is_copy(unit: Unit, whole: Unit) -> bool:
     """Whether an unpaired unit repeats images of a whole acquisition (in another normalisation or correction)."""
-    apart = _time_apart(unit, whole)
-    return apart is not None and apart <= SAME_START_S and unit.cells <= whole.cells
+    return _same_start(unit, whole) and unit.cells <= whole.cells
 
 
 def _same_acquisition(one: Unit, other: Unit) -> bool:
+    return _same_start(one, other) and one.cells == other.cells
+
+
+def _same_start(one: Unit, other: Unit) -> bool:
     apart = _time_apart(one, other)
-    return apart is not None and apart <= SAME_START_S and one.cells == other.cells
+    return apart is not None and apart <= SAME_START_S and not _numbered_apart(one, other)
 
 
 def prefer_pair(unit: Unit) -> str | None:

@@ -29,10 +29,10 @@ _FIELD_MAPPING = r"field[ _-]?map"
 Cells = dict[tuple[str, float], dict[int, list[Image]]]
 
 
-def plan(unit: Unit, numbers: Mapping[str, frozenset[int]]) -> tuple[Plan, Geometry, float, tuple[Note, ...]]:
+def plan(unit: Unit, numbers: Mapping[str, tuple[int, ...]]) -> tuple[Plan, Geometry, float, tuple[Note, ...]]:
     """Lay an acquisition's images out on a grid.
 
-    numbers: the instance numbers of all images that there are of each series, used or not.
+    numbers: the instance numbers of all images that there are of each series, used or not, repeated where they repeat.
 
     Returns
     -------
@@ -49,6 +49,9 @@ def plan(unit: Unit, numbers: Mapping[str, frozenset[int]]) -> tuple[Plan, Geome
     _check_identity(unit.images)
     pair = _pair(unit)
     used = [image for image in unit.images if image.component in pair]
+    scanner = next((image.scanner for image in used if image.scanner is not None), None)
+    if scanner is not None:
+        raise InputRefused(scanner.code, scanner.text)
     _check_echo_times(used)
     _check_grid(used)
     place = _places(used)
@@ -184,7 +187,7 @@ def _check_echoes(cells: Cells, pair: str, used: Sequence[Image]) -> tuple[float
     return tuple(sorted(both))
 
 
-def _check_slices(cells: Cells, pair: str, used: Sequence[Image], numbers: Mapping[str, frozenset[int]]) -> int:
+def _check_slices(cells: Cells, pair: str, used: Sequence[Image], numbers: Mapping[str, tuple[int, ...]]) -> int:
     """The number of slices, the same in every cell and without a gap."""
     places = {index for by_place in cells.values() for index in by_place}
     by_part = [[frozenset(by_place) for (part, _), by_place in cells.items() if part == c] for c in pair]
@@ -208,11 +211,36 @@ def _check_slices(cells: Cells, pair: str, used: Sequence[Image], numbers: Mappi
     declared = max(image.declared_slices for image in used)
     if declared > len(places):
         raise InputRefused("missing_slice", got=str(len(places)), wanted=f"{declared}, as the headers say")
-    for series in {image.series_uid for image in used if image.vendor == "siemens" and image.frame == 0}:
-        held = numbers.get(series, frozenset())
-        if held and min(held) > 0 and held != set(range(1, max(held) + 1)):
-            raise InputRefused("missing_slice", "the instance numbers of a series have a gap")
+    _check_counts(used, len(places), numbers)
     return len(places)
+
+
+def _check_counts(used: Sequence[Image], slices: int, numbers: Mapping[str, tuple[int, ...]]) -> None:
+    """Look for slices that are missing at an end of every stack, where no gap shows, in numbers that count images.
+
+    Other components and echoes may be absent with good reason: a count that leaves whole stacks out says nothing.
+    """
+    series: dict[str, list[Image]] = defaultdict(list)
+    for image in used:
+        if image.frame == 0:
+            series[image.series_uid].append(image)
+    for uid, images in series.items():
+        held, told = numbers.get(uid, ()), {image.declared_images for image in images}
+        have = set(held)
+        if images[0].vendor == "siemens":  # numbers start with 1, and start again with every echo
+            gap = bool(held) and min(have) > 0 and have != set(range(1, max(have) + 1))
+        else:
+            lacking = max(held, default=0) - min(held, default=0) + 1 - len(held)
+            gap = (
+                min(held, default=0) > 0 and len(have) == len(held) and 0 < lacking < len(held) and lacking % slices > 0
+            )
+        if gap:
+            raise InputRefused("missing_slice", "the instance numbers of a series have a gap")
+        stacks = len({(image.component, image.echo_time_ms) for image in images})
+        total = told.pop() if len(told) == 1 else 0
+        if total % slices and total % stacks == 0 and total // stacks > slices:
+            wanted = f"a divisor of {total}, the images that the headers count"
+            raise InputRefused("missing_slice", got=f"{slices} slices", wanted=wanted)
 
 
 def _geometry(slices: Sequence[Image]) -> Geometry:

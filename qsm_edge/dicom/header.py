@@ -33,7 +33,7 @@ _BINARY = {b"US": "H", b"SS": "h", b"UL": "L", b"SL": "l", b"FL": "f", b"FD": "d
 _BINARY_TAGS = {
     **dict.fromkeys((0x00189082, 0x00189098), b"FD"),
     **dict.fromkeys((0x00280002, 0x00280010, 0x00280011, 0x00280100, 0x00280101, 0x00280102, 0x00280103), b"US"),
-    **dict.fromkeys((0x00189156,), b"US"),
+    **dict.fromkeys((0x00209156,), b"US"),
     **dict.fromkeys((0x00209057, 0x00209128), b"UL"),
 }
 
@@ -182,6 +182,16 @@ def _inflate(content: bytes, shown: str) -> bytes:
     return plain
 
 
+@dataclass(frozen=True, slots=True)
+class Private:
+    """A private element, found by its creator. vr: its value representation, which implicit VR does not tell."""
+
+    group: int
+    creator: str
+    element: int
+    vr: bytes = b"LO"
+
+
 class Header:
     """Reads elements out of a chain of datasets, the nearest first, without raising for a missing one.
 
@@ -194,7 +204,8 @@ class Header:
 
     def texts(self, tag: int) -> list[str]:
         """The values of an element as text, [] where it is absent or empty."""
-        return next((_strings(d, tag) for d in self._datasets if tag in d.table), [])
+        vr = _BINARY_TAGS.get(tag, b"")
+        return next((_strings(d, tag, vr) for d in self._datasets if tag in d.table), [])
 
     def text(self, tag: int) -> str:
         """The first value as text, '' where there is none."""
@@ -234,17 +245,28 @@ class Header:
         except (Short, Absurd):
             return []
 
-    def private_texts(self, group: int, creator: str, element: int) -> list[str]:
-        """The values of a private element, looked up by its creator, which need not sit in block 0x10."""
-        for dataset in self._private:
-            for tag in _private_tags(group, element):
-                if tag in dataset.table and creator in _strings(dataset, (group << 16) | ((tag >> 8) & 0xFF)):
-                    return _strings(dataset, tag)
-        return []
+    def private_texts(self, where: Private) -> list[str]:
+        """The values of a private element."""
+        found = self._find(where)
+        return _strings(*found, where.vr) if found is not None else []
 
-    def private_count(self, group: int, creator: str, element: int) -> int:
+    def private_count(self, where: Private) -> int:
         """A private number of things: 0 where it is absent or makes no sense."""
-        return _count(self.private_texts(group, creator, element))
+        return _count(self.private_texts(where))
+
+    def private_bytes(self, where: Private) -> bytes:
+        """The value of a private element as it is stored, b'' where there is none."""
+        found = self._find(where)
+        return found[0].value(found[1]) or b"" if found is not None else b""
+
+    def _find(self, where: Private) -> tuple[Elements, int] | None:
+        """The dataset and tag of a private element, by its creator, which need not sit in block 0x10."""
+        for dataset in self._private:
+            for tag in _private_tags(where.group, where.element):
+                mark = (where.group << 16) | ((tag >> 8) & 0xFF)
+                if tag in dataset.table and where.creator in _strings(dataset, mark):
+                    return dataset, tag
+        return None
 
     def creators(self, groups: tuple[int, ...]) -> set[str]:
         """The private creators of some groups."""
@@ -257,13 +279,14 @@ def _private_tags(group: int, element: int) -> tuple[int, ...]:
     return tuple((group << 16) | (block << 8) | element for block in range(0x10, 0x30))
 
 
-def _strings(dataset: Elements, tag: int) -> list[str]:
+def _strings(dataset: Elements, tag: int, known: bytes = b"") -> list[str]:
+    """The values of an element. `known`: its VR, for files that do not tell one (implicit VR, or UN)."""
     value = dataset.value(tag)
     if not value:
         return []
     vr = dataset.table[tag][0]
     if vr in (b"", b"UN"):
-        vr = _BINARY_TAGS.get(tag, b"SS" if (tag >> 16) % 2 and len(value) == 2 and not value.strip().isalnum() else vr)
+        vr = b"" if value.replace(b" ", b"0").isdigit() else known  # a number that somebody wrote as text
     if vr in _BINARY:
         count = len(value) // struct.calcsize(f"={_BINARY[vr]}")
         order = "<" if dataset.content.little else ">"

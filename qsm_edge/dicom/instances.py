@@ -16,7 +16,8 @@ from typing import Any
 
 from qsm_edge.dicom import vendors
 from qsm_edge.dicom.elements import UNDEFINED, Absurd, Elements, Short
-from qsm_edge.dicom.header import NATIVE, Header, Parsed, parse
+from qsm_edge.dicom.header import NATIVE, Header, Parsed, Private, parse
+from qsm_edge.dicom.privacy import names_patient, words_of
 from qsm_edge.dicom.records import Image, StoredFile, Verdict
 from qsm_edge.errors import InputRefused
 
@@ -32,11 +33,14 @@ MAX_SIDE, MAX_FRAMES, MAX_PIXEL_BYTES = 8192, 200_000, 8 << 30
 
 _PER_FRAME, _SHARED = 0x52009230, 0x52009229
 _SOP_CLASS, _SOP_UID, _STUDY, _SERIES, _FRAME_OF_REFERENCE = 0x00080016, 0x00080018, 0x0020000D, 0x0020000E, 0x00200052
+_COIL = Private(0x0051, "SIEMENS MR HEADER", 0x0F)
 _UID = re.compile(r"^(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+$")
 
 
-def read_images(path: Path, shown: str) -> list[Image] | Verdict:
+def read_images(path: Path, shown: str, patients: set[str] | None = None) -> list[Image] | Verdict:
     """The images of a file, or what the file is instead.
+
+    The words of the patient's name and ID are added to `patients`, whatever becomes of the file.
 
     Raises
     ------
@@ -45,6 +49,8 @@ def read_images(path: Path, shown: str) -> list[Image] | Verdict:
     """
     parsed = parse(path, shown)
     root = Header([parsed.elements])
+    if patients is not None:
+        patients |= _patient_words(root)
     sop_class = root.text(_SOP_CLASS)
     if _is_ours(root):
         return Verdict("own_output", "our own output")
@@ -200,6 +206,7 @@ def _image(header: Header, root: Header, stored: StoredFile, frame: int, fault: 
         component=component,
         verdict=vendors.trap_of(header, component),
         fault=None,
+        scanner=vendors.scanner_verdict(header, vendor),
         study_uid=root.text(_STUDY),
         series_uid=root.text(_SERIES),
         frame_of_reference=root.text(_FRAME_OF_REFERENCE),
@@ -217,28 +224,36 @@ def _image(header: Header, root: Header, stored: StoredFile, frame: int, fault: 
         slope=slope,
         intercept=intercept,
         started_s=_started(header),
-        acquisition=header.count(0x00189156) or header.count(0x00200012),
+        acquisition=header.count(0x00209156) or header.count(0x00200012),
         temporal=header.count(0x00209128) or header.count(0x00200100),
-        coil=next(iter(header.private_texts(0x0051, "SIEMENS MR HEADER", 0x0F)), "") or header.text(0x00181250),
+        coil=next(iter(header.private_texts(_COIL)), "") or header.text(0x00181250),
         distortion=next((t for t in types if t in ("ND", "DIS2D", "DIS3D")), ""),
         normalised="NORM" in types,
         instance_number=root.count(0x00200013),
         declared_echoes=_private_count(header, vendor.echoes) or _train_length(header),
-        declared_slices=_private_count(header, vendor.slices),
+        declared_slices=_slices(header, vendor),
+        declared_images=header.count(0x00201002),
         field_tesla=tesla / 1e4 if tesla is not None and tesla > 100 else tesla,  # some files give gauss
         frequency_mhz=megahertz / 1e6 if megahertz is not None and megahertz > 1e6 else megahertz,  # or Hz
     )
     return replace(image, fault=numbers.fault)
 
 
-def _private_count(header: Header, where: vendors.Private | None) -> int:
-    return header.private_count(where.group, where.creator, where.element) if where else 0
+def _private_count(header: Header, where: Private | None) -> int:
+    return header.private_count(where) if where else 0
+
+
+def _slices(header: Header, vendor: vendors.Vendor) -> int:
+    """How many slices one volume has as the scanner tells, 0 where it does not, or says two things."""
+    told = _private_count(header, vendor.slices) or vendors.slices_in_protocol(header, vendor)
+    images = header.count(0x00201002)
+    return told if told and images % told == 0 else 0
 
 
 def _more_types(header: Header, vendor: vendors.Vendor) -> list[str]:
     """Siemens XA tells distortion correction and normalisation in a private copy of ImageType."""
     where = vendor.image_type
-    return [v.upper() for v in header.private_texts(where.group, where.creator, where.element)] if where else []
+    return [v.upper() for v in header.private_texts(where)] if where else []
 
 
 def _patient(root: Header) -> tuple[str, str, str]:
@@ -252,8 +267,11 @@ def _patient(root: Header) -> tuple[str, str, str]:
 def _description(root: Header) -> str:
     """The series description without the patient: '' where a part of the name or of the ID occurs in it."""
     text = root.decoded(0x0008103E)[:64]
-    parts = re.split(r"[\W_]+", f"{root.decoded(0x00100010)} {root.text(0x00100020)}".casefold())
-    return "" if any(len(part) > 2 and part in text.casefold() for part in parts) else text
+    return "" if names_patient(text, _patient_words(root)) else text
+
+
+def _patient_words(root: Header) -> frozenset[str]:
+    return words_of(root.decoded(0x00100010), root.text(0x00100020))
 
 
 def _gradient_echo(header: Header) -> bool | None:
@@ -279,8 +297,7 @@ def _echo_number(header: Header, vendor: vendors.Vendor) -> int:
     """The echo's number from 1, 0 where it is not told. GE says 1 for every echo."""
     told = header.count(0x00180086)
     if not told and vendor.echo_index is not None:
-        where = vendor.echo_index
-        texts = header.private_texts(where.group, where.creator, where.element)
+        texts = header.private_texts(vendor.echo_index)
         index = re.match(r"(?:[A-Z]+_)?(\d+)_", texts[0]) if texts else None
         told = int(index[1]) if index else 0
     return told

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qsm_edge.dicom.acquisition import Acquisition
 from qsm_edge.dicom.archive import extract
 from qsm_edge.dicom.duplicates import drop_duplicates
 from qsm_edge.dicom.instances import read_images
-from qsm_edge.dicom.records import Ignored, Image, Refusal
+from qsm_edge.dicom.privacy import without_patient
+from qsm_edge.dicom.records import Ignored, Image, Refusal, StoredFile
 from qsm_edge.dicom.sort import sort_study
+from qsm_edge.dicom.temporary import Folder, sweep
 from qsm_edge.errors import InputRefused, UsageError
 from qsm_edge.types import GreSeries
 
@@ -27,6 +28,8 @@ Progress = Callable[[int, int], None]
 
 #: Names by which a file claims to be DICOM; what claims it and is not is pointed out.
 _DICOM_NAMES = (".dcm", ".dicom", ".dic", ".ima")
+#: Ignored beside something usable or refused; where there is nothing else, they are why nothing was done.
+_REASONS_FOR_NOTHING = ("no_phase", "unknown_component", "derived_image")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Inventory:
     acquisitions: tuple[Acquisition, ...]
     refused: tuple[Refusal, ...]
     ignored: tuple[Ignored, ...]
-    folder: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    folder: Folder | None = field(default=None, repr=False)
 
     def close(self) -> None:
         """Remove what was extracted."""
@@ -66,10 +69,11 @@ def find(path: Path, *, progress: Progress | None = None) -> Inventory:
         What `archive.extract` raises.
     """
     path = Path(path)
+    sweep()
     if not path.exists():
-        raise UsageError("bad_call", "there is no such file or folder", where=path.name)
+        raise UsageError("bad_call", "there is no such file or folder")
     if path.is_file() and path.suffix.lower() == ".zip":
-        folder = tempfile.TemporaryDirectory(prefix="qsm-edge-")
+        folder = Folder()
         try:
             return _look_through(extract(path, Path(folder.name)), [], progress, folder)
         except BaseException:
@@ -97,7 +101,7 @@ def read_series(path: Path | str) -> GreSeries:
             raise InputRefused("two_acquisitions", "there is more than one acquisition", got=got, wanted="one")
         for refusal in inventory.refused:
             raise InputRefused(refusal.code, refusal.text, where=refusal.series)
-        raise InputRefused("not_gre", "there is no gradient-echo acquisition", where=Path(path).name)
+        raise InputRefused("not_gre", "there is no gradient-echo acquisition")
 
 
 def _files_below(path: Path) -> tuple[list[tuple[Path, str]], list[Ignored]]:
@@ -129,18 +133,19 @@ def _look_through(
     files: list[tuple[Path, str]],
     ignored: list[Ignored],
     progress: Progress | None,
-    folder: tempfile.TemporaryDirectory[str] | None,
+    folder: Folder | None,
 ) -> Inventory:
     images: list[Image] = []
+    patients: set[str] = set()
     spoilt: dict[tuple[str, str], list[str]] = defaultdict(list)
     strays: dict[tuple[str, str], list[str]] = defaultdict(list)
     for number, (path, shown) in enumerate(files, start=1):
         try:
-            found = read_images(path, shown)
+            found = read_images(path, shown, patients)
         except Exception as error:  # whatever a hostile file does to the parser, the others go on
             code, text = "corrupt_header", f"the file cannot be understood ({type(error).__name__})"
             if isinstance(error, OSError):
-                code, text = "truncated_file", "the file cannot be read"
+                code, text = "unreadable_file", "the file cannot be read"
             if isinstance(error, InputRefused):
                 code, text = error.code, error.what
             if code in ("not_dicom", "empty_file") and not shown.lower().endswith(_DICOM_NAMES):
@@ -154,9 +159,10 @@ def _look_through(
                 strays[found.code, found.text].append(shown)
         if progress is not None:
             progress(number, len(files))
-    refused = [Refusal(code, text, "", tuple(shown)) for (code, text), shown in spoilt.items()]
-    ignored += [Ignored(code, text, tuple(shown)) for (code, text), shown in strays.items()]
-    kept, dropped = drop_duplicates(images)
+    refused = [Refusal(code, text, "", _hidden(shown, patients)) for (code, text), shown in spoilt.items()]
+    ignored = [replace(links, files=_hidden(links.files, patients)) for links in ignored]
+    ignored += [Ignored(code, text, _hidden(shown, patients)) for (code, text), shown in strays.items()]
+    kept, dropped = drop_duplicates(_without_names(images, patients))
     acquisitions: list[Acquisition] = []
     for study in _by_study(kept):
         sorted_ = sort_study(study, dropped)
@@ -164,9 +170,25 @@ def _look_through(
         refused += sorted_.refused
         ignored += sorted_.ignored
     if not acquisitions and not refused:
-        refused = [Refusal(i.code, i.text, "", i.files) for i in ignored if i.code == "no_phase"]
-        ignored = [i for i in ignored if i.code != "no_phase"]
+        refused = [Refusal(i.code, i.text, "", i.files) for i in ignored if i.code in _REASONS_FOR_NOTHING]
+        ignored = [i for i in ignored if i.code not in _REASONS_FOR_NOTHING]
     return Inventory(tuple(acquisitions), tuple(refused), tuple(ignored), folder)
+
+
+def _hidden(names: Iterable[str], patients: Set[str]) -> tuple[str, ...]:
+    return tuple(without_patient(name, patients) for name in names)
+
+
+def _without_names(images: Iterable[Image], patients: Set[str]) -> Iterator[Image]:
+    """The images, their files shown under names without a patient's."""
+    files: dict[Path, StoredFile] = {}
+    for image in images:
+        file = files.get(image.file.path)
+        if file is None:
+            shown = without_patient(image.file.shown, patients)
+            file = image.file if shown == image.file.shown else replace(image.file, shown=shown)
+            files[image.file.path] = file
+        yield image if file is image.file else replace(image, file=file)
 
 
 def _by_study(images: Iterable[Image]) -> Iterator[list[Image]]:

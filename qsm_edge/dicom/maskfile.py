@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
+from qsm_edge.dicom.privacy import without_patient, words_of
 from qsm_edge.errors import InputRefused
 from qsm_edge.types import Geometry
 
@@ -50,11 +51,12 @@ def read_seg_mask(path: Path, geometry: Geometry) -> np.ndarray:
         ``mask_invalid`` no readable Segmentation; ``mask_grid`` a frame does not lie on the grid, or pixels that are
         set lie outside it; ``mask_empty`` nothing inside.
     """
-    where = Path(path).name
+    where = without_patient(Path(path).name, ())
     try:
         with warnings.catch_warnings(), pydicom.config.disable_value_validation():
             warnings.simplefilter("ignore")
             dataset = pydicom.dcmread(path)
+            where = without_patient(where, words_of(*(str(dataset.get(k, "")) for k in ("PatientName", "PatientID"))))
             frames, chosen = _frames(dataset), _brain_segments(dataset)
             places = [_place(dataset, number) for number in range(len(frames))]
     except InputRefused as error:

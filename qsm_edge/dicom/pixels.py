@@ -28,7 +28,8 @@ def read_stored(echoes: Sequence[Sequence[Image]]) -> np.ndarray:
     Raises
     ------
     InputRefused
-        truncated_file, pixel_data_invalid, codec_missing, and what `header.inflated` raises.
+        truncated_file, unreadable_file (a disk or a share fails), pixel_data_invalid, codec_missing, and what
+        `header.inflated` raises.
     """
     first = echoes[0][0].file
     out = np.empty((len(echoes), len(echoes[0]), first.rows, first.columns), dtype=np.uint16)
@@ -38,7 +39,7 @@ def read_stored(echoes: Sequence[Sequence[Image]]) -> np.ndarray:
             wanted[image.file].append((max(image.frame, 1) - 1, out[e, z]))
     native = {file: frames for file, frames in wanted.items() if file.transfer_syntax in NATIVE}
     with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(lambda job: _fill_native(*job), native.items()):
+        for _ in pool.map(lambda job: _fill_native_or_refuse(*job), native.items()):
             pass
     for file, frames in wanted.items():  # decoders promise nothing about threads
         if file not in native:
@@ -51,6 +52,18 @@ def _fill_decoded(file: StoredFile, frames: list[tuple[int, np.ndarray]]) -> Non
         if values.shape != plane.shape or values.dtype.itemsize != 2:
             raise InputRefused("pixel_data_invalid", where=file.shown, got=f"{values.shape} {values.dtype}")
         plane[...] = values.view(np.uint16)
+
+
+def _fill_native_or_refuse(file: StoredFile, frames: list[tuple[int, np.ndarray]]) -> None:
+    try:
+        _fill_native(file, frames)
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: StoredFile, error: OSError) -> InputRefused:
+    """A failing disk, a share that went away, a file that was removed: of the input, and no fault of ours."""
+    return InputRefused("unreadable_file", "the file cannot be read", where=file.shown, got=error.strerror or "")
 
 
 def _fill_native(file: StoredFile, frames: list[tuple[int, np.ndarray]]) -> None:
@@ -96,4 +109,6 @@ def _decoded(file: StoredFile, indices: list[int]) -> Iterator[np.ndarray]:
     except InputRefused:
         raise
     except Exception as error:  # a decoder fails on broken input in any way it likes
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _unreadable(file, error) from None
         raise InputRefused("pixel_data_invalid", where=file.shown, got=type(error).__name__) from None

@@ -67,7 +67,8 @@ class Image:
     """One two-dimensional image: a classic object, or a frame of an enhanced one (`frame` from 1, else 0).
 
     Everything that decides where it belongs, as read and not yet believed. None and '' stand for absent; `fault` is
-    what is wrong with the file or its numbers, `verdict` what the image is if it is nothing to be used.
+    what is wrong with the file or its numbers, `verdict` what the image is if it is nothing to be used, `scanner` why
+    nothing that its scanner stores can be used.
     """
 
     file: StoredFile = field(compare=False)
@@ -77,6 +78,7 @@ class Image:
     component: str
     verdict: Verdict | None
     fault: Verdict | None
+    scanner: Verdict | None
     study_uid: str
     series_uid: str
     frame_of_reference: str
@@ -102,6 +104,7 @@ class Image:
     instance_number: int
     declared_echoes: int
     declared_slices: int
+    declared_images: int
     field_tesla: float | None
     frequency_mhz: float | None
 

@@ -1,10 +1,11 @@
 """Stored values -> magnitude, and phase in radians that grows with the field.
 
 What the numbers mean is judged by the numbers (the rescale, and where there is none the range that they fill), by the
-rows of `vendors.PHASE_SCALES`; what fits no row is refused. GE stores the conjugate, and in 3-D negates every second
-slice: whether it did is found in the data, as the median cosine of the phase step from slice to slice at the first
-echo, which is near +1 for smooth and near -1 for alternating slices. (An FFT shift undoes the negation only for an
-even number of slices, and guesses.)
+rows of `vendors.PHASE_SCALES`; what fits no row is refused. Which way the phase turns is the vendor's (`Vendor.sign`);
+where that is not known nothing is read. GE stores the conjugate, and in 3-D negates every second slice: whether it did
+is found in the data, as the median cosine of the phase step from slice to slice at the first echo, which is near +1 for
+smooth and near -1 for alternating slices. (An FFT shift undoes the negation only for an even number of slices, and
+guesses.)
 """
 
 from __future__ import annotations
@@ -47,13 +48,15 @@ def read_signal(plan: Plan) -> Signal:
     Raises
     ------
     InputRefused
-        What `pixels.read_stored` raises; bad_rescale, unknown_phase_scale, phase_constant, phase_unwrapped,
+        What `pixels.read_stored` raises; bad_rescale, unknown_phase_scale, unknown_phase_sign, phase_constant, phase_unwrapped,
         unknown_component (negative magnitudes), no_magnitude (no signal at all), chop_undecided.
     """
     images = next(iter(plan.images.values()))
     vendor = VENDORS_BY_NAME[images[0][0].vendor]
+    if vendor.sign is None:  # the grid refuses such scanners before; nothing may pass by it
+        raise InputRefused("unknown_phase_sign", "it is not known which way the phase turns")
     if set(plan.images) == {REAL, IMAGINARY}:
-        magnitude, phase, scale = _from_complex(plan, vendor)
+        magnitude, phase, scale = _from_complex(plan)
     else:
         phase, scale = _phase(plan.images[PHASE], vendor)
         magnitude = _magnitude(plan.images[MAGNITUDE])
@@ -155,7 +158,7 @@ def _scale(image: Image, vendor: Vendor, low: float, high: float) -> tuple[str, 
     """Name of the scale, radians per rescaled unit, and what to add before, of phase values from `low` to `high`.
 
     A rescale that lays a whole number of bits over a row's turn is believed. Else the values themselves must reach both
-    ends of a row; only vendors whose sign is known are trusted with that.
+    ends of a row.
     """
     slope, intercept = _rescale(image)
     if (slope, intercept) != (1.0, 0.0):
@@ -164,13 +167,12 @@ def _scale(image: Image, vendor: Vendor, low: float, high: float) -> tuple[str, 
                 if max(-low, high) > most * (1 + EXCEEDS):
                     raise InputRefused("phase_unwrapped", got=f"values from {low:g} to {high:g}", wanted=f"+-{most:g}")
                 return name, factor, 0.0
-    if vendor.name != "unknown":
-        for name, least, most, factor in PHASE_SCALES:
-            if min(-low, high) >= least * (1 - FILLS) and max(-low, high) <= most:
-                return f"{name}, by range", factor, 0.0
-        fills = 0 <= low <= 2048 * FILLS and 4095 - 2048 * FILLS <= high <= 4095
-        if vendor.full_range and (slope, intercept) == (1.0, 0.0) and fills:
-            return "12 bits for a turn, by range", math.pi / 2048, -2048.0
+    for name, least, most, factor in PHASE_SCALES:
+        if min(-low, high) >= least * (1 - FILLS) and max(-low, high) <= most:
+            return f"{name}, by range", factor, 0.0
+    fills = 0 <= low <= 2048 * FILLS and 4095 - 2048 * FILLS <= high <= 4095
+    if vendor.full_range and (slope, intercept) == (1.0, 0.0) and fills:
+        return "12 bits for a turn, by range", math.pi / 2048, -2048.0
     got = f"values from {low:g} to {high:g}, slope {slope:g}, intercept {intercept:g}"
     raise InputRefused("unknown_phase_scale", got=got)
 
@@ -186,10 +188,8 @@ def _spans_turn(image: Image, least: float, most: float) -> bool:
     return False
 
 
-def _from_complex(plan: Plan, vendor: Vendor) -> tuple[np.ndarray, np.ndarray, str]:
+def _from_complex(plan: Plan) -> tuple[np.ndarray, np.ndarray, str]:
     """Magnitude and phase of real and imaginary images; only the ratio and the sign of the two matter."""
-    if vendor.name == "unknown":
-        raise InputRefused("unknown_phase_scale", "the sign of real and imaginary images of this vendor is not known")
     if len({_key(image) for images in plan.images.values() for echo in images for image in echo}) != 1:
         raise InputRefused("bad_rescale", "real and imaginary images are scaled differently")
     real, imaginary = (_translate(read_stored(plan.images[c]), plan.images[c], 1.0) for c in (REAL, IMAGINARY))

@@ -47,9 +47,9 @@ class Sorted:
 def sort_study(images: Sequence[Image], dropped: Mapping[str, int]) -> Sorted:
     """Sort the images of one study. dropped: how many identical copies of images were left out, by series."""
     out = Sorted()
-    numbers: dict[str, set[int]] = defaultdict(set)
+    numbers: dict[str, list[int]] = defaultdict(list)
     for image in images:
-        numbers[image.series_uid].add(image.instance_number)
+        numbers[image.series_uid].append(image.instance_number)
     honest, trapped = _take_traps(images, out)
     units = [unit for series in _by_series(honest) for unit in assemble.split_repetitions(series)]
     units, copies = assemble.prefer_unnormalised(units)
@@ -71,7 +71,7 @@ def sort_study(images: Sequence[Image], dropped: Mapping[str, int]) -> Sorted:
     for verdict, held in trapped:
         out.refuse(verdict.code, verdict.text, held)
     for unit in whole:
-        _use(unit, {series: frozenset(held) for series, held in numbers.items()}, dropped, out)
+        _use(unit, {series: tuple(held) for series, held in numbers.items()}, dropped, out)
     return out
 
 
@@ -156,7 +156,7 @@ def _sort_unpaired(unit: Unit, out: Sorted) -> None:
             out.refuse(refusal.code, _text(refusal), unit.images)
 
 
-def _use(unit: Unit, numbers: Mapping[str, frozenset[int]], dropped: Mapping[str, int], out: Sorted) -> None:
+def _use(unit: Unit, numbers: Mapping[str, tuple[int, ...]], dropped: Mapping[str, int], out: Sorted) -> None:
     """Make an acquisition of a unit that has magnitude and phase, or say why not."""
     if unit.reference.gradient_echo is False and all(image.fault is None for image in unit.images):
         out.ignore("not_gre", "", unit.images)
@@ -186,4 +186,4 @@ def _series(images: Sequence[Image]) -> str:
 
 
 def _files(images: Iterable[Image]) -> tuple[str, ...]:
-    return tuple(sorted({image.file.shown for image in images}))
+    return tuple(sorted({image.file.path: image.file.shown for image in images}.values()))

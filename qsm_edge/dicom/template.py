@@ -38,7 +38,7 @@ _CLASSIC_NAMES: Mapping[str, tuple[str, Mapping[str, str]]] = {
 def read_template(image: Image) -> Dataset:
     """The header of one image in the classic layout: standard elements only, no pixels, no sequences.
 
-    Raises InputRefused corrupt_header where pydicom cannot read it.
+    Raises InputRefused corrupt_header where pydicom cannot read it, unreadable_file where nobody can.
     """
     try:
         with warnings.catch_warnings(), pydicom.config.disable_value_validation():
@@ -47,14 +47,22 @@ def read_template(image: Image) -> Dataset:
             out = Dataset()
             _take(out, source)
             if image.frame:
-                for groups in (source.SharedFunctionalGroupsSequence[0], _frame_groups(source, image.frame)):
+                for groups in (*_shared_groups(source), _frame_groups(source, image.frame)):
                     for element in groups:
                         if element.VR == "SQ" and not element.tag.is_private and element.value:
                             _take(out, element.value[0])
                 _classic_names(out)
             return out
+    except OSError as error:
+        what = "the file cannot be read"
+        raise InputRefused("unreadable_file", what, where=image.file.shown, got=error.strerror or "") from None
     except Exception as error:  # pydicom raises whatever its innards do
         raise InputRefused("corrupt_header", where=image.file.shown, got=type(error).__name__) from None
+
+
+def _shared_groups(source: Dataset) -> list[Dataset]:
+    """The shared functional groups; every group may stand in the frames instead, and the sequence be empty or absent."""
+    return list(source.get("SharedFunctionalGroupsSequence") or ())[:1]
 
 
 def _frame_groups(source: Dataset, frame: int) -> Dataset:

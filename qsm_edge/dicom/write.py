@@ -74,11 +74,6 @@ def stored_values(volume: np.ndarray, kind: MapKind) -> np.ndarray:
     return np.clip(scaled, -LIMIT, LIMIT).astype(np.int16)
 
 
-def clipped_voxels(volume: np.ndarray, kind: MapKind = KINDS["chi"]) -> int:
-    """How many voxels do not fit into the stored range."""
-    return int(np.count_nonzero(np.abs(np.rint(volume * (kind.per_unit / kind.slope))) > LIMIT))
-
-
 def write_series(
     result: Result, folder: Path, *, series_number: int | None = None, description: str | None = None
 ) -> tuple[Path, ...]:

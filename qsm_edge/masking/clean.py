@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import scipy.ndimage as ndi
 
 from qsm_edge.errors import InputRefused, ModelRefused, UsageError
 from qsm_edge.masking.classical import first_echo
-from qsm_edge.masking.grid import prepare, restore
+from qsm_edge.masking.confidence import Confidence, agreement, edge_mm
+from qsm_edge.masking.grid import prepare, reach, restore
 from qsm_edge.masking.morphology import filled, largest, otsu
 from qsm_edge.types import Array, Geometry, Note, OnIteration
 
@@ -29,13 +31,16 @@ def network(
     threads: int | None = None,
     smooth_mm: float = 0.7,
     on_note: Callable[[Note], None] | None = None,
+    on_confidence: Callable[[Confidence], None] | None = None,
     on_iteration: OnIteration | None = None,
 ) -> np.ndarray:
     """Brain mask by an ONNX network from the first echo's magnitude, cleaned to one piece without holes.
 
     `model`: ONNX file with its card beside it; None takes the one that ships. `providers`, `threads`: see `network.load`.
-    `smooth_mm`: see `clean`. `on_note` gets a Note for every provider that was wanted and did not run. The output is
-    interpolated to the native grid before it is squashed and cut, so that the edge is finer than the network's grid.
+    `smooth_mm`: see `clean`. `on_note` gets a Note for every provider that was wanted and did not run, and one where the
+    network is unsure; `on_confidence` gets its `Confidence`. The output is interpolated to the native grid before it is
+    squashed and cut, so that the edge is finer than the network's grid. A card that says so has the network look at the
+    mirrored head too and the two outputs averaged.
     Raises ModelRefused (no_model, model_checksum, model_card, model_foreign), InputRefused mask_empty, UsageError bad_call
     for shapes that do not fit.
     Source: Lee et al., NMR Biomed 2025, doi:10.1002/nbm.70057.
@@ -47,19 +52,43 @@ def network(
     if path is None:
         raise ModelRefused("no_model", wanted="a model file with its card (--model FILE.onnx), or --mask threshold")
     loaded = door.load(path, providers=providers, threads=threads)
-    tensor, grid = prepare(first, geometry, loaded.card)
-    level = loaded.segment(tensor)
+    card = loaded.card
+    tensor, grid = prepare(first, geometry, card)
+    levels = [loaded.segment(tensor)]
+    if card.mirror:
+        across = 2 + next(i for i, letter in enumerate(card.axes) if letter in "LR")
+        levels.append(np.flip(loaded.segment(np.ascontiguousarray(np.flip(tensor, across))), across))
     if on_note:
         for note in loaded.notes:
             on_note(note)
     if on_iteration:
         on_iteration(1, 0.0)
-    if loaded.card.output == "probability":
-        soft = restore(level, grid, geometry, beyond=0.0)
-    else:  # logits, or mm inside the surface: both are squashed by the same function, 0 is the edge at a probability of 0.5
-        native = restore(np.clip(level, -_REACH, _REACH), grid, geometry, beyond=-_REACH)
-        soft = np.asarray(1 / (1 + np.exp(-native)), dtype=np.float32)
+    shares = [_probability(level, card.output)[0, 0] for level in levels]
+    sure = Confidence(
+        edge_mm(np.mean(shares, axis=0), grid.spacing_mm),
+        agreement(shares[0], shares[1], card.threshold) if card.mirror else None,
+    )
+    if on_confidence:
+        on_confidence(sure)
+    if on_note and sure.is_low:
+        twice = "" if sure.agreement is None else f", Dice {sure.agreement:.3f} with the mirrored head"
+        on_note(Note("mask_uncertain", f"The mask network is unsure of the edge: {sure.edge_mm:.1f} mm wide{twice}."))
+    level = np.mean(levels, axis=0)
+    half = card.threshold / 2  # what is less likely is far from the edge
+    if card.output == "probability":
+        soft = restore(level, grid, geometry, beyond=0.0, least=half)
+    else:
+        least = math.log(half / (1 - half))
+        native = restore(np.clip(level, -_REACH, _REACH), grid, geometry, beyond=-_REACH, least=least)
+        soft = _probability(native, card.output)
     return clean(soft, geometry, threshold=loaded.card.threshold, smooth_mm=smooth_mm, magnitude=first)
+
+
+def _probability(level: np.ndarray, output: str) -> np.ndarray:
+    """Of a network's output: logits and mm inside the surface are squashed by the same function, 0 is the edge at 0.5."""
+    if output == "probability":
+        return level
+    return np.asarray(1 / (1 + np.exp(-np.clip(level, -_REACH, _REACH))), dtype=np.float32)
 
 
 def clean(
@@ -82,32 +111,39 @@ def clean(
         raise UsageError("bad_call", "the arrays do not lie on the grid", got=values.shape, wanted=geometry.shape)
     if not 0 <= smooth_mm <= 20:
         raise UsageError("bad_value", "smooth_mm", got=smooth_mm, wanted="0 to 20")
-    low = float(np.nanmin(values)) if np.isfinite(values).any() else 0.0
-    values = np.nan_to_num(values, nan=low)
+    values = np.where(np.isfinite(values), values, 0)
+    box = reach(values > threshold / 2, [smooth_mm * 5 / v + 3 for v in geometry.voxel_mm])
     sigma = [smooth_mm / v for v in geometry.voxel_mm]
-    mask = np.asarray(ndi.gaussian_filter(values, sigma, mode="nearest") > threshold)
-    if mask.any():
-        mask = filled(largest(mask))
-        if magnitude is not None:
-            mask = filled(largest(_trimmed(mask, np.asarray(magnitude), geometry.voxel_mm)))
-    if not mask.any():
+    part = np.asarray(ndi.gaussian_filter(values[box], sigma, mode="nearest") > threshold)
+    if part.any():
+        part = filled(largest(part))
+        if magnitude is not None and not part.all():
+            faint = _faint(np.asarray(magnitude), box, part)
+            part = filled(largest(_trimmed(part, faint, geometry.voxel_mm)))
+    if not part.any():
         raise InputRefused(
             "mask_empty", "the network found no brain", got=f"maximum {float(values.max()):.3g}", wanted=threshold
         )
+    mask = np.zeros(geometry.shape, bool)
+    mask[box] = part
     return mask
 
 
-def _trimmed(mask: np.ndarray, magnitude: np.ndarray, voxel_mm: tuple[float, float, float]) -> np.ndarray:
-    """Without what is below three standard deviations of the noise, near the surface and connected to the outside by the like.
+def _faint(magnitude: np.ndarray, box: tuple[slice, ...], part: np.ndarray) -> np.ndarray:
+    """Where in the box the signal is below three standard deviations of the noise.
 
     The noise is measured in the air: the median of a Rayleigh distribution is 1.1774 standard deviations.
     """
-    if mask.all():
-        return mask
-    air = magnitude[~mask]
-    air = air[air < otsu(magnitude)]
+    dark = magnitude < otsu(magnitude)
+    dark[box] &= ~part
+    air = magnitude[dark]
     noise = float(np.median(air)) / 1.1774 if air.size > 100 else 0.0
-    faint = magnitude < min(3 * noise, 0.2 * float(np.median(magnitude[mask])))
+    inside = magnitude[box]
+    return np.asarray(inside < min(3 * noise, 0.2 * float(np.median(inside[part]))))
+
+
+def _trimmed(mask: np.ndarray, faint: np.ndarray, voxel_mm: tuple[float, float, float]) -> np.ndarray:
+    """Without what is `faint`, near the surface and connected to the outside by the like."""
     depth = ndi.distance_transform_edt(mask, sampling=voxel_mm)
     loose = ~mask | (faint & (depth <= _TRIM_MM))
     return np.asarray(mask & ~ndi.binary_propagation(~mask, mask=loose))

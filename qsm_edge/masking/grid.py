@@ -7,6 +7,8 @@ oblique. So a volume that is stored in another orientation, with its affine, giv
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,14 +30,14 @@ CENTRES = ("volume", "head")
 class Card(Protocol):
     """What `prepare` has to know of a network: the grid of its input and how its values are scaled.
 
-    shape (3 voxels), spacing_mm (3), axes (three letters, the patient direction in which each tensor axis runs, such as
-    'SPL' or 'PRS'), normalisation (out of NORMALISATIONS), centre (out of CENTRES).
+    shape (3 voxels) and spacing_mm (3), both None for the volume's own voxels; axes (three letters, the patient direction in
+    which each tensor axis runs, such as 'SPL' or 'PRS'), normalisation (out of NORMALISATIONS), centre (out of CENTRES).
     """
 
     @property
-    def shape(self) -> tuple[int, int, int]: ...
+    def shape(self) -> tuple[int, int, int] | None: ...
     @property
-    def spacing_mm(self) -> Triple: ...
+    def spacing_mm(self) -> Triple | None: ...
     @property
     def axes(self) -> str: ...
     @property
@@ -167,16 +169,19 @@ def prepare(magnitude_first_echo: np.ndarray, geometry: Geometry, card: Card) ->
         got = f"normalisation {card.normalisation!r}, centre {card.centre!r}"
         raise UsageError("bad_value", got=got, wanted=f"one of {NORMALISATIONS} and of {CENTRES}")
     volume = np.nan_to_num(np.asarray(magnitude_first_echo, dtype=np.float32), posinf=0.0, neginf=0.0)
-    grid = layout(geometry, card.axes, card.spacing_mm, card.shape)
+    axes, _ = closest_axes(geometry, card.axes)
+    own = (geometry.voxel_mm[axes[0]], geometry.voxel_mm[axes[1]], geometry.voxel_mm[axes[2]])
+    spacing = card.spacing_mm or own
+    grid = layout(geometry, card.axes, spacing, card.shape)
     turned = np.ascontiguousarray(turn(volume, grid.axes, grid.flips))
-    if card.centre == "head":
+    if card.centre == "head" and card.shape:
         coarse = layout(geometry, card.axes, (4.0, 4.0, 4.0))
         small = apply(turned, down_weights(coarse))
         head = small > otsu(small)
         if head.any():
             middle = [float(index.mean()) for index in np.nonzero(head)]
             offsets = [(i - (m - 1) / 2) * 4.0 for i, m in zip(middle, coarse.shape, strict=True)]
-            grid = layout(geometry, card.axes, card.spacing_mm, card.shape, tuple(offsets))  # type: ignore[arg-type]
+            grid = layout(geometry, card.axes, spacing, card.shape, tuple(offsets))  # type: ignore[arg-type]
     tensor = apply(turned, down_weights(grid))
     return _normalised(tensor, card.normalisation)[None, None], grid
 
@@ -195,13 +200,17 @@ def _normalised(tensor: np.ndarray, how: str) -> np.ndarray:
     return np.asarray((tensor - low) / span, dtype=np.float32)
 
 
-def restore(soft: np.ndarray, grid: Grid, geometry: Geometry, *, beyond: float = 0.0) -> np.ndarray:
+def restore(
+    soft: np.ndarray, grid: Grid, geometry: Geometry, *, beyond: float = 0.0, least: float = -np.inf
+) -> np.ndarray:
     """A network's continuous output on the native grid (z, y, x), float32, interpolated linearly.
 
     Parameters
     ----------
     soft : as `grid.shape`, leading axes of length 1 allowed: a probability, logit or distance; interpolate first, cut after.
     beyond : the value where the grid does not reach.
+    least : what does not exceed it is of no interest: outside the box around what does, with two grid voxels more, the
+        answer is `beyond` too. Most of a head's volume is air.
     """
     values = np.asarray(soft, dtype=np.float32).reshape(soft.shape[-3:])
     if tuple(values.shape) != tuple(grid.shape) or tuple(geometry.shape[a] for a in grid.axes) != grid.native_shape:
@@ -209,8 +218,23 @@ def restore(soft: np.ndarray, grid: Grid, geometry: Geometry, *, beyond: float =
             "bad_call", got=f"{values.shape}, {geometry.shape}", wanted=f"{grid.shape}, {grid.native_shape}"
         )
     weights, covered = up_weights(grid)
-    native = apply(values, weights)
-    for axis, inside in enumerate(covered):
-        if not inside.all():
-            native[(slice(None),) * axis + (~inside,)] = beyond
+    wanted = reach(values > least, [2, 2, 2])
+    rows = []
+    for weight, inside, part in zip(weights, covered, wanted, strict=True):
+        near = inside & (weight[:, part].sum(axis=1) > 0)
+        rows.append(np.flatnonzero(near))
+    native = np.full(grid.native_shape, beyond, np.float32)
+    if all(row.size for row in rows):
+        box = tuple(slice(int(row[0]), int(row[-1]) + 1) for row in rows)
+        native[box] = apply(values, [weight[part] for weight, part in zip(weights, box, strict=True)])
     return turn_back(native, grid.axes, grid.flips)
+
+
+def reach(where: np.ndarray, margin: Sequence[float]) -> tuple[slice, slice, slice]:
+    """The box around what is true with a margin [voxels]; everything where nothing is true."""
+    out = []
+    for axis, (n, extra) in enumerate(zip(where.shape, margin, strict=True)):
+        found = np.flatnonzero(where.any(axis=tuple(a for a in range(3) if a != axis)))
+        first, last = (int(found[0]), int(found[-1])) if found.size else (0, n - 1)
+        out.append(slice(max(0, first - math.ceil(extra)), min(n, last + 1 + math.ceil(extra))))
+    return out[0], out[1], out[2]

@@ -7,7 +7,7 @@ here changes the result: a map whose sign looks wrong is reported, never flipped
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,12 +79,14 @@ def assess(
     weight: Array,
     r2star_per_s: Array | None,
     notes: Iterable[Note] = (),
+    figures: Mapping[str, Figure] | None = None,
 ) -> Quality:
     """Figures, notes and a verdict ('good', 'review' or 'poor') for the parts of a `types.Result`.
 
     All volumes are host arrays (z, y, x) as `types.Result` describes them. `notes` and the notes of the series' source
-    come first in the answer. A figure that cannot be measured (the echo-fit residual of fewer than three echoes, the
-    sign of a small slab) is left out. Not checked: whether the anatomy is a head at all.
+    come first in the answer, as do `figures` that a stage measured of itself. A figure that cannot be measured (the
+    echo-fit residual of fewer than three echoes, the sign of a small slab) is left out. Not checked: whether the anatomy
+    is a head at all.
 
     Errors: `internal` when the volumes differ in shape.
     """
@@ -105,7 +107,7 @@ def assess(
     chi = np.where(inside, np.nan_to_num(cut["chi"], posinf=0, neginf=0), 0).astype(np.float32)
     echoes = len(series.echo_times_s)
 
-    out = _Findings()
+    out = _Findings(dict(figures or {}))
     if echoes == 1:
         out.say("single_echo", "One echo: the coil's phase offset is part of the field; only its smooth part leaves.")
     out.measure("echoes", echoes, "", "number of echoes")
@@ -128,6 +130,14 @@ def assess(
     every = tuple(dict.fromkeys([*given, *(note for note in out.notes if note.code not in known)]))
     review = any(note.code not in INFORMING for note in every)
     return Quality(out.figures, every, "poor" if out.poor else "review" if review else "good")
+
+
+def assess_mask(mask: np.ndarray, geometry: Geometry) -> tuple[Mapping[str, Figure], tuple[Note, ...]]:
+    """Of a mask (z, y, x) bool alone: its volume, how much of it lies on the edge, and what is odd about that."""
+    out = _Findings()
+    _judge_mask(mask, mask, _edge_area_cm2(mask, geometry), geometry, out)
+    del out.figures["cover"]  # of a mask by itself it says nothing
+    return out.figures, tuple(out.notes)
 
 
 def _edge_area_cm2(mask: np.ndarray, geometry: Geometry) -> float:

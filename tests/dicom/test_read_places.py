@@ -121,7 +121,7 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path, scan, monkeypatch):
 
     monkeypatch.setattr(Path, "open", open_)
     with find(tmp_path) as inventory:
-        assert {refusal.code for refusal in inventory.refused} == {"truncated_file", "missing_slice"}
+        assert {refusal.code for refusal in inventory.refused} == {"unreadable_file", "missing_slice"}
 
 
 # ------------------------------------------------------------------------------------------------ archives

@@ -13,10 +13,10 @@ import results
 from dicom_samples.encode import encode, save
 from qsm_edge.dicom.maskfile import read_seg_mask
 from qsm_edge.dicom.parametric import write_parametric_map
-from qsm_edge.dicom.seg import write_seg
+from qsm_edge.dicom.seg import first_echo, write_mask, write_seg
 from qsm_edge.dicom.write import write_series
 from qsm_edge.errors import InternalError
-from qsm_edge.types import Source
+from qsm_edge.types import Source, SourceInstance
 
 ENCODED = ("siemens_classic", "siemens_xa_enhanced", "philips_enhanced", "ge_real_imaginary")
 WRITERS = {"seg": write_seg, "map": write_parametric_map}
@@ -132,6 +132,57 @@ def test_names_survive_and_no_vendor_comes_along(tmp_path, kind):
 def test_no_mask_is_our_fault(tmp_path):
     with pytest.raises(InternalError):
         write_seg(results.result(brain=np.zeros(results.SHAPE, bool)), tmp_path / "mask.dcm")
+    assert not list(tmp_path.iterdir())
+
+
+def by_component(components: list[str], frames: bool = False) -> Source:
+    """A source as the reader makes it: in every slice the echoes of one component after the other."""
+    names = [f"{component}{echo}" for component in components for echo in range(2)]
+    slices = tuple(
+        tuple(
+            SourceInstance("1.2.3", f"2.25.{i if frames else 100 * z + i}", f"2.25.9{i}", (z + 1) * frames)
+            for i, _ in enumerate(names, 1)
+        )
+        for z in range(results.SHAPE[0])
+    )
+    return Source("vendor", "made", slices, results.source().template, facts={"components": components})
+
+
+@pytest.mark.parametrize("frames", [False, True])
+@pytest.mark.parametrize(
+    ("components", "first"), [(["magnitude", "phase"], 1), (["phase", "magnitude"], 3), (["real", "imaginary"], 1)]
+)
+def test_a_mask_by_itself_refers_to_the_first_echo_that_it_was_made_on(tmp_path, components, first, frames):
+    result = results.result(by_component(components, frames))
+    path = write_mask(result.series, result.brain, result.provenance, tmp_path / "mask.dcm")
+    np.testing.assert_array_equal(read_seg_mask(path, results.geometry()), results.brain())
+    dataset = pydicom.dcmread(path)
+    (series,) = dataset.ReferencedSeriesSequence
+    assert series.SeriesInstanceUID == f"2.25.9{first}"
+    assert len(series.ReferencedInstanceSequence) == len(dataset.SourceImageSequence) == (1 if frames else 5)
+    for groups in dataset.PerFrameFunctionalGroupsSequence:
+        (image,) = groups.DerivationImageSequence[0].SourceImageSequence
+        position = [*map(float, groups.PlanePositionSequence[0].ImagePositionPatient), 1.0]
+        z = round(float((np.linalg.inv(results.geometry().affine_lps) @ position)[0]))
+        assert image.ReferencedSOPInstanceUID == f"2.25.{first if frames else 100 * z + first}"
+        assert image.get("ReferencedFrameNumber") == (z + 1 if frames else None)
+        assert image.SpatialLocationsPreserved == "YES"
+    beside = pydicom.dcmread(write_seg(result, tmp_path / "beside.dcm"))
+    assert (beside.StudyInstanceUID, beside.FrameOfReferenceUID) == (
+        dataset.StudyInstanceUID,
+        dataset.FrameOfReferenceUID,
+    )
+    assert beside.SOPInstanceUID != dataset.SOPInstanceUID
+    assert beside.SeriesInstanceUID != dataset.SeriesInstanceUID
+    assert beside.SeriesNumber != dataset.SeriesNumber
+
+
+def test_a_mask_without_the_images_it_was_made_on_is_our_fault(tmp_path):
+    result = results.result(by_component(["phase", "imaginary"]))
+    assert first_echo(result.series.source, 2) == []
+    assert first_echo(by_component(["magnitude", "phase"]), 3) == []
+    with pytest.raises(InternalError):
+        write_mask(result.series, result.brain, result.provenance, tmp_path / "mask.dcm")
     assert not list(tmp_path.iterdir())
 
 

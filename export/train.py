@@ -1,0 +1,247 @@
+"""Train the mask network: ``python -m export.train --name RUN --label-maps DIR --steps N`` (see --help).
+
+Stops and goes on: `--name RUN` of a run that has a checkpoint takes it up where it was, with the same samples in the same
+order. Writes below export/out/runs/RUN: config.toml, curve.csv, curve.png, last.pt (everything) and best.pt (the averaged
+weights with the best Dice on the development heads).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from export.data import WORK, Pair, Source
+from export.model import PUBLISHED, BasicUNet, EdgeNet, parameters
+from export.pictures import curve
+
+SIZES = {"small": (16, 32, 48, 64), "medium": (16, 32, 64, 96), "large": (24, 48, 80, 96)}
+WARM_UP = 150
+DECAY = 0.998  # of the averaged weights
+VALIDATE_EVERY = 250
+FRESH_EVERY = 3  # every third step sees a sample that no step has seen; making one takes as long as a step
+BATCH = 2  # windows a step; with one alone torch takes a convolution on the CPU that is three times slower
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="export.train", description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument(
+        "--name", required=True, help="folder of the run below export/out/runs; one that exists goes on"
+    )
+    parser.add_argument(
+        "--label-maps", type=Path, help="folder with head label maps; procedural heads where it is not given"
+    )
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--stop-at", type=int, help="stop here, as if interrupted; the schedule is that of --steps")
+    parser.add_argument("--size", choices=(*SIZES, "published"), default="medium")
+    parser.add_argument("--crop", type=int, nargs=3, default=(80, 80, 80), metavar=("Z", "Y", "X"))
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--lesion-weight", type=float, default=8.0)
+    parser.add_argument("--foreign-weight", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes that make samples")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--develop", type=int, default=16, help="samples of the development heads that are validated on"
+    )
+    parser.add_argument("--start-from", type=Path, help="a checkpoint whose averaged weights are started from")
+    parser.add_argument("--work", type=Path, default=WORK)
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    run(args)
+    return 0
+
+
+def build(size: str) -> torch.nn.Module:
+    """A network by its name in `--size`."""
+    return BasicUNet(PUBLISHED) if size == "published" else EdgeNet(SIZES[size])
+
+
+def run(args: argparse.Namespace) -> Path:
+    """Train as told; returns the folder of the run."""
+    folder = args.work / "runs" / args.name
+    folder.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(args.seed)
+    network, average = (build(args.size).to(device, memory_format=torch.channels_last_3d) for _ in range(2))
+    if args.start_from:
+        network.load_state_dict(torch.load(args.start_from, weights_only=True)["average"])
+    average.load_state_dict(network.state_dict())
+    optimiser = torch.optim.AdamW(network.parameters(), lr=args.rate, weight_decay=0.01, betas=(0.9, 0.99))
+    step, best, spent = 0, 0.0, 0.0
+    last = folder / "last.pt"
+    if last.exists():
+        state = torch.load(last, weights_only=True, map_location=device)
+        network.load_state_dict(state["network"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, best, spent = state["step"], state["best"], state["seconds"]
+    else:
+        said = [f"{key} = {str(value)!r}" for key, value in sorted(vars(args).items()) if key not in ("work",)]
+        (folder / "config.toml").write_text(
+            "\n".join([*said, f"parameters = {parameters(network)}", ""]), encoding="utf-8"
+        )
+    end = min(args.steps, args.stop_at or args.steps)
+    develop = [Source(args.label_maps, "develop", args.work).pair(k) for k in range(args.develop)]
+    steps = Steps(args, step, end)
+    loader = torch.utils.data.DataLoader(
+        steps, batch_size=None, num_workers=args.workers, prefetch_factor=4 if args.workers else None
+    )
+    started, losses = time.monotonic(), []
+    for tensor, target, weight in loader:
+        rate = args.rate * min(1.0, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        value = loss(network(tensor.to(device)), target.to(device), weight.to(device))
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        losses.append(float(value.detach()))
+        share = min(DECAY, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for kept, now in zip(average.parameters(), network.parameters(), strict=True):
+                kept.lerp_(now, 1 - share)
+        if step % VALIDATE_EVERY == 0 or step == end:
+            seconds = spent + time.monotonic() - started
+            scores = validate(average, develop, device)
+            log(
+                folder,
+                {
+                    "step": step,
+                    "seconds": round(seconds),
+                    "rate": f"{rate:.2e}",
+                    "loss": round(float(np.mean(losses)), 5),
+                    **scores,
+                },
+            )
+            losses = []
+            better = scores["dice"] > best
+            best = max(best, scores["dice"])
+            state = {
+                "network": network.state_dict(),
+                "average": average.state_dict(),
+                "optimiser": optimiser.state_dict(),
+            }
+            state |= {"step": step, "best": best, "seconds": seconds, "size": args.size}
+            save(state, last)
+            if better:
+                save({"average": average.state_dict(), "step": step, "size": args.size}, folder / "best.pt")
+    return folder
+
+
+class Steps(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """What each step is shown; entry i is that of step `first + i`, whatever was shown before."""
+
+    def __init__(self, args: argparse.Namespace, first: int, end: int) -> None:
+        self.args, self.first, self.end = args, first, end
+        self.source = Source(args.label_maps, "train", args.work)
+
+    def __len__(self) -> int:
+        return max(0, self.end - self.first)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
+        step = self.first + i
+        rng = np.random.default_rng([self.args.seed, step])
+        newest = step // FRESH_EVERY
+        chosen = rng.integers(newest + 1, size=BATCH)
+        if step % FRESH_EVERY == 0:
+            chosen[0] = newest
+        windows = [prepared(self.source.pair(int(k)), self.args, rng) for k in chosen]
+        a, b, c = (torch.stack(parts) for parts in zip(*windows, strict=True))
+        return a, b, c
+
+
+def prepared(pair: Pair, args: argparse.Namespace, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """A random window, mirrored or not, of random brightness: (input, target, weight), each (1, z, y, x)."""
+    window = []
+    middle = [
+        float(np.average(np.arange(n), weights=pair.mask.sum(axis=others) + 1e-3))
+        for n, others in zip(pair.mask.shape, ((1, 2), (0, 2), (0, 1)), strict=True)
+    ]
+    spread = 4 if rng.random() < 0.6 else 18
+    for n, m, at in zip(pair.tensor.shape, args.crop, middle, strict=True):
+        start = int(np.clip(round(at - m / 2 + rng.normal(0, spread)), 0, max(0, n - m)))
+        window.append(slice(start, start + m))
+    flip = -1 if rng.random() < 0.5 else 1
+    tensor, mask, lesion, foreign = (
+        v[tuple(window)][:, :, ::flip].astype(np.float32) for v in (pair.tensor, pair.mask, pair.lesion, pair.foreign)
+    )
+    tensor = tensor * np.float32(np.exp(rng.normal(0, 0.2)))
+    if rng.random() < 0.3:
+        tensor = np.maximum(tensor, 0) ** np.float32(np.exp(rng.normal(0, 0.2)))
+    mask, lesion, foreign = mask / 255, lesion / 255, foreign / 255
+    # A lesion is kept whole: a voxel that holds two fifths of one belongs to the mask, whatever the rest of it is.
+    target = np.maximum(mask, np.minimum(1, 2.5 * lesion))
+    weight = 1 + args.lesion_weight * lesion + args.foreign_weight * foreign
+    a, b, c = (torch.from_numpy(np.ascontiguousarray(v))[None] for v in (tensor, target, weight))
+    return a, b, c
+
+
+def loss(logit: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Weighted cross-entropy and Dice with squares, both least where the probability is the share that is brain."""
+    entropy = functional.binary_cross_entropy_with_logits(logit, target, weight=weight)
+    p = torch.sigmoid(logit)
+    dice = 1 - 2 * (weight * p * target).sum() / ((weight * (p * p + target * target)).sum() + 1)
+    return entropy * 2 + dice
+
+
+def validate(network: torch.nn.Module, pairs: list[Pair], device: str) -> dict[str, float]:
+    """Over whole heads on the network's grid: mean and least Dice, worst share of lesions kept, litres outside and missed."""
+    network.eval()
+    dice, kept, outside, missed = [], [], [], []
+    found_all = []
+    with torch.no_grad():
+        for start in range(0, len(pairs), BATCH):
+            tensor = torch.from_numpy(np.stack([p.tensor for p in pairs[start : start + BATCH]]).astype(np.float32))[
+                :, None
+            ]
+            found_all.extend((network(tensor.to(device, memory_format=torch.channels_last_3d))[:, 0] > 0).cpu().numpy())
+    for pair, found in zip(pairs, found_all, strict=True):
+        true, lesion = pair.mask > 127, pair.lesion > 127
+        dice.append(2 * (found & true).sum() / max(1, found.sum() + true.sum()))
+        outside.append(0.008 * (found & ~true).sum())
+        missed.append(0.008 * (true & ~found).sum())
+        if lesion.sum() > 20:
+            kept.append(float(found[lesion].mean()))
+    network.train()
+    values = {
+        "dice": np.mean(dice),
+        "dice_min": np.min(dice),
+        "outside_ml": np.mean(outside),
+        "missed_ml": np.mean(missed),
+    }
+    values["lesion_kept_min"] = np.min(kept) if kept else float("nan")
+    return {name: round(float(value), 4) for name, value in values.items()}
+
+
+def save(state: dict[str, object], path: Path) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def log(folder: Path, row: dict[str, object]) -> None:
+    """A line in curve.csv and on the screen, and the picture anew."""
+    path = folder / "curve.csv"
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+    print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    curve(path, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

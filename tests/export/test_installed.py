@@ -1,0 +1,15 @@
+"""Says aloud when the tests of the training side are left out."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+
+def test_the_training_side_is_tested():
+    missing = [
+        name for name in ("torch", "onnxscript", "matplotlib", "monai") if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed (`make export`): the tests of training and export did not run")
