@@ -18,6 +18,7 @@ from qsm_edge.masking.grid import apply, down_weights, prepare
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE / "out"
+VERSION = 2  # of the samples: to be raised when `synth` makes others from the same seed
 DEVELOPMENT = ("15", "16")  # heads that are looked at, never trained on
 FIRST_SEED = {"train": 1_000_000, "develop": 2_000_000}
 
@@ -38,10 +39,11 @@ CARD = GridCard()
 
 @dataclass(frozen=True)
 class Pair:
-    """tensor (z, y, x) float16, the network's input; mask, lesion, foreign: shares in 1/255, uint8."""
+    """tensor (z, y, x) float16, the network's input; mask, tissue, lesion, foreign: shares in 1/255, uint8."""
 
     tensor: np.ndarray
     mask: np.ndarray
+    tissue: np.ndarray
     lesion: np.ndarray
     foreign: np.ndarray
 
@@ -74,7 +76,7 @@ class Source:
 
     def pair(self, k: int) -> Pair:
         """Sample k on the network's grid; from the disk, or made and put there."""
-        kept = self.work / "samples" / f"{self.name}-{self.split}" / f"{k:06d}.npz"
+        kept = self.work / "samples" / f"{self.name}-{self.split}-{VERSION}" / f"{k:06d}.npz"
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
             partial = kept.with_suffix(".partial.npz")
@@ -89,6 +91,7 @@ def made(one: object) -> Pair:
     tensor, grid = prepare(one.magnitude[0], one.geometry, CARD)  # type: ignore[attr-defined]
     weights = down_weights(grid)
     shares = (
-        np.round(255 * np.clip(apply(v, weights), 0, 1)).astype(np.uint8) for v in (one.mask, one.lesion, one.foreign)
+        np.round(255 * np.clip(apply(v, weights), 0, 1)).astype(np.uint8)
+        for v in (one.mask, one.tissue, one.lesion, one.foreign)
     )  # type: ignore[attr-defined]
     return Pair(tensor[0, 0].astype(np.float16), *shares)

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 PUBLISHED = (16, 32, 64, 128, 256, 32)
 SLOPE = 0.1
+OUTPUTS = 2  # of ours: the mask, and the tissue whose closing is the mask
 
 
 class _ConvNormAct(nn.Module):
@@ -136,13 +137,16 @@ class _Residual(nn.Module):
 
 
 class EdgeNet(nn.Module):
-    """Ours: (n, 1, z, y, x), whole head on 2 mm, any scale near [0, 1] -> logits of the same shape; lengths multiples of 16.
+    """Ours: (n, 1, z, y, x), whole head on 2 mm, any scale near [0, 1] -> logits (n, 2, z, y, x), the mask and the
+    brain's tissue; lengths multiples of 16.
 
     Blocks of 2 x 2 x 2 voxels become channels and back, so that all convolutions work on 4 mm and coarser; the last two see
     the input's own voxels again, which is where the edge comes from.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 96), blocks: tuple[int, ...] = (1, 2, 2, 3)) -> None:
+    def __init__(
+        self, widths: tuple[int, ...] = (16, 32, 64, 96), blocks: tuple[int, ...] = (1, 2, 2, 3), outputs: int = OUTPUTS
+    ) -> None:
         super().__init__()
         self.stem = ScaledConv(8, widths[0], 3)
         self.encoder = nn.ModuleList(
@@ -152,7 +156,7 @@ class EdgeNet(nn.Module):
         self.up = nn.ModuleList(ScaledConv(b, a, 1) for a, b in pairwise(widths))
         self.decoder = nn.ModuleList(_Residual(w) for w in widths[:-1])
         self.detail = ScaledConv(widths[0] + 8, 16, 3)
-        self.out = nn.Conv3d(16, 8, 3, padding=1)
+        self.out = nn.Conv3d(16, 8 * outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         blocks = _to_channels(x)
@@ -177,10 +181,10 @@ def _to_channels(x: Tensor) -> Tensor:
 
 
 def _to_voxels(x: Tensor) -> Tensor:
-    """The inverse of `_to_channels`."""
+    """(n, 8c, z, y, x) -> (n, c, 2z, 2y, 2x), for every c the inverse of `_to_channels`."""
     n, _, z, y, x_ = x.shape
-    voxels = x.reshape(n, 2, 2, 2, z, y, x_).permute(0, 4, 1, 5, 2, 6, 3)
-    return voxels.reshape(n, 1, 2 * z, 2 * y, 2 * x_)
+    voxels = x.reshape(n, -1, 2, 2, 2, z, y, x_).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return voxels.reshape(n, voxels.shape[1], 2 * z, 2 * y, 2 * x_)
 
 
 def folded(network: nn.Module) -> nn.Module:

@@ -15,7 +15,19 @@ from pathlib import Path
 import numpy as np
 import scipy.ndimage as ndi
 
-from export.anatomy import CLASSES, CODE, FIELD_STEP, FIRST_LESION, LESIONS, OUTSIDE, TISSUE, Anatomy, closed, codes
+from export.anatomy import (
+    BRAIN,
+    CLASSES,
+    CODE,
+    FIELD_STEP,
+    FIRST_LESION,
+    LESIONS,
+    OUTSIDE,
+    TISSUE,
+    Anatomy,
+    closed,
+    codes,
+)
 from export.degrade import coil_sensitivity, degraded, smooth_field
 from export.world import Protocol, World, random_protocol
 from qsm_edge.fft import fast_shape, irfftn, rfftn
@@ -29,11 +41,13 @@ BRAIN_LIKE = ("grey", "cerebellar_grey", "hippocampus", "accumbens", "caudate", 
 
 @dataclass(frozen=True)
 class Sample:
-    """magnitude (echo, z, y, x) float32; mask, lesion, foreign: shares 0..1 of each voxel (foreign: scalp, bone, eyes, dural
-    sinuses); geometry: axes S, P, L of the slab; protocol: how it was made; head: whose label map."""
+    """magnitude (echo, z, y, x) float32; mask, tissue, lesion, foreign: shares 0..1 of each voxel (tissue: brain, ventricles
+    and lesions, whose closing is the mask; foreign: scalp, bone, eyes, dural sinuses); geometry: axes S, P, L of the slab;
+    protocol: how it was made; head: whose label map."""
 
     magnitude: np.ndarray
     mask: np.ndarray
+    tissue: np.ndarray
     lesion: np.ndarray
     foreign: np.ndarray
     geometry: Geometry
@@ -59,9 +73,10 @@ def sample(anatomies: list[Anatomy], seed: int, protocol: Protocol | None = None
     values = _appearance(how, rng, plain, strengths)  # (echo, class)
     chi_lesion = np.zeros(256, np.float32)
     chi_lesion[FIRST_LESION : FIRST_LESION + len(strengths)] = [s[0] for s in strengths]
-    foreign_codes = codes(*OUTSIDE, "sinus")
+    foreign_codes, brain_codes = codes(*OUTSIDE, "sinus"), codes(*BRAIN)
+    brain_codes[FIRST_LESION:] = True
     signal = np.zeros((len(how.te_s), *shape), np.float32)
-    mask, lesion, foreign, blood = (np.zeros(shape, np.float32) for _ in range(4))
+    mask, tissue, lesion, foreign, blood = (np.zeros(shape, np.float32) for _ in range(5))
     for number in range(LOOKUPS):
         jitter = [
             ((number * phi + float(rng.random())) % 1 - 0.5) * s
@@ -73,11 +88,14 @@ def sample(anatomies: list[Anatomy], seed: int, protocol: Protocol | None = None
         for echo, table in enumerate(values):
             signal[echo] += table[found]
         mask += inside
+        tissue += brain_codes[found]
         lesion += found >= FIRST_LESION
         foreign += foreign_codes[found] & ~inside
         if strengths:
             blood += chi_lesion[found]
-    signal, mask, lesion, foreign, blood = (volume / LOOKUPS for volume in (signal, mask, lesion, foreign, blood))
+    signal, mask, tissue, lesion, foreign, blood = (
+        volume / LOOKUPS for volume in (signal, mask, tissue, lesion, foreign, blood)
+    )
 
     hertz = _field(world, anatomy, at, blood, mask, step_mm, rng, plain) * np.float32(hz_per_ppm(how.b0_tesla))
     signal *= _dephasing(hertz, how, step_mm)
@@ -85,12 +103,13 @@ def sample(anatomies: list[Anatomy], seed: int, protocol: Protocol | None = None
     signal *= coil_sensitivity(points, rng, plain)
     spread = float(np.prod([min(1.0, v / s) for v, s in zip(how.voxel_mm, step_mm, strict=True)]))
     dark = (signal[0] < 2.5 * how.noise) & (lesion < 0.3)
-    mask *= ~ndi.binary_propagation(mask < 0.5, mask=(mask < 0.5) | dark) | (mask < 0.5)
+    lost = ndi.binary_propagation(mask < 0.5, mask=(mask < 0.5) | dark) & (mask >= 0.5)
+    mask, tissue = np.where(lost, 0, mask), np.where(lost, 0, tissue)
     magnitude = degraded(signal, how.noise * spread**0.5, rng, plain)
     affine = np.eye(4)
     affine[:3, :3] = np.array([[0, 0, step_mm[2]], [0, step_mm[1], 0], [step_mm[0], 0, 0]])
     geometry = Geometry(shape, affine, tuple(world.b0))
-    return Sample(magnitude, mask, lesion, foreign, geometry, how, anatomy.name)
+    return Sample(magnitude, mask, tissue, lesion, foreign, geometry, how, anatomy.name)
 
 
 def _with_lesions(anatomy: Anatomy, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[tuple[float, ...]]]:

@@ -19,6 +19,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from export.anatomy import CLOSING_MM
 from export.data import CARD, WORK, Source
 from export.model import folded
 from export.train import build
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", default="1")
     parser.add_argument("--licence", default="Apache-2.0")
     parser.add_argument("--threshold", type=float, default=0.5)
+    parser.add_argument("--guard", type=float, default=0.1, help="least probability of the mask where tissue is closed")
     parser.add_argument("--about", action="append", default=[], metavar="KEY=TEXT", help="a line of the card's [about]")
     parser.add_argument(
         "--precision", choices=("float32", "float16", "int8"), default="float16", help="of the stored weights"
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         convert(args)
         return 0
     state = torch.load(args.weights, weights_only=True, map_location="cpu")
-    network = build(state["size"])
+    network = build(state["size"], outputs=outputs_of(state["average"]))
     network.load_state_dict(state["average"])
     network = folded(network).eval()
     if args.precision == "float16":
@@ -78,6 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
     about.setdefault("commit", commit())
     write_card(args.out, args, about)
     return 0
+
+
+def outputs_of(weights: dict[str, torch.Tensor]) -> int:
+    """How many volumes the network of these weights gives."""
+    return weights["out.weight"].shape[0] // 8 if "out.weight" in weights else weights["final_conv.weight"].shape[0]
 
 
 def rounded(network: torch.nn.Module) -> None:
@@ -165,7 +172,7 @@ def write_card(path: Path, args: argparse.Namespace, about: dict[str, str], grid
         "[output]",
         'kind = "logit"',
         f"threshold = {args.threshold}",
-        *([] if grid else ["mirror = true"]),
+        *([] if grid else ["mirror = true", f"closing_mm = {CLOSING_MM}", f"guard = {args.guard}"]),
         "",
         "[about]",
         *[f"{key} = {quoted(text)}" for key, text in sorted(about.items())],

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from export.data import WORK, Pair, Source
-from export.model import PUBLISHED, BasicUNet, EdgeNet, parameters
+from export.model import OUTPUTS, PUBLISHED, BasicUNet, EdgeNet, parameters
 from export.pictures import curve
 
 SIZES = {"small": (16, 32, 48, 64), "medium": (16, 32, 64, 96), "large": (24, 48, 80, 96)}
@@ -59,9 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def build(size: str) -> torch.nn.Module:
+def build(size: str, outputs: int = OUTPUTS) -> torch.nn.Module:
     """A network by its name in `--size`."""
-    return BasicUNet(PUBLISHED) if size == "published" else EdgeNet(SIZES[size])
+    return BasicUNet(PUBLISHED, outputs=outputs) if size == "published" else EdgeNet(SIZES[size], outputs=outputs)
 
 
 def run(args: argparse.Namespace) -> Path:
@@ -72,7 +72,9 @@ def run(args: argparse.Namespace) -> Path:
     torch.manual_seed(args.seed)
     network, average = (build(args.size).to(device, memory_format=torch.channels_last_3d) for _ in range(2))
     if args.start_from:
-        network.load_state_dict(torch.load(args.start_from, weights_only=True)["average"])
+        found = torch.load(args.start_from, weights_only=True)["average"]
+        own = network.state_dict()
+        network.load_state_dict({k: found[k] if found[k].shape == v.shape else v for k, v in own.items()})
     average.load_state_dict(network.state_dict())
     optimiser = torch.optim.AdamW(network.parameters(), lr=args.rate, weight_decay=0.01, betas=(0.9, 0.99))
     step, best, spent = 0, 0.0, 0.0
@@ -161,7 +163,7 @@ class Steps(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
 
 def prepared(pair: Pair, args: argparse.Namespace, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """A random window, mirrored or not, of random brightness: (input, target, weight), each (1, z, y, x)."""
+    """A random window, mirrored or not, of random brightness: input and weight (1, z, y, x), target (2, z, y, x)."""
     window = []
     middle = [
         float(np.average(np.arange(n), weights=pair.mask.sum(axis=others) + 1e-3))
@@ -172,25 +174,26 @@ def prepared(pair: Pair, args: argparse.Namespace, rng: np.random.Generator) -> 
         start = int(np.clip(round(at - m / 2 + rng.normal(0, spread)), 0, max(0, n - m)))
         window.append(slice(start, start + m))
     flip = -1 if rng.random() < 0.5 else 1
-    tensor, mask, lesion, foreign = (
-        v[tuple(window)][:, :, ::flip].astype(np.float32) for v in (pair.tensor, pair.mask, pair.lesion, pair.foreign)
-    )
+    volumes = (pair.tensor, pair.mask, pair.tissue, pair.lesion, pair.foreign)
+    tensor, mask, tissue, lesion, foreign = (v[tuple(window)][:, :, ::flip].astype(np.float32) for v in volumes)
     tensor = tensor * np.float32(np.exp(rng.normal(0, 0.2)))
     if rng.random() < 0.3:
         tensor = np.maximum(tensor, 0) ** np.float32(np.exp(rng.normal(0, 0.2)))
-    mask, lesion, foreign = mask / 255, lesion / 255, foreign / 255
+    mask, tissue, lesion, foreign = mask / 255, tissue / 255, lesion / 255, foreign / 255
     # A lesion is kept whole: a voxel that holds two fifths of one belongs to the mask, whatever the rest of it is.
-    target = np.maximum(mask, np.minimum(1, 2.5 * lesion))
+    target = np.maximum(np.stack([mask, tissue]), np.minimum(1, 2.5 * lesion))
     weight = 1 + args.lesion_weight * lesion + args.foreign_weight * foreign
-    a, b, c = (torch.from_numpy(np.ascontiguousarray(v))[None] for v in (tensor, target, weight))
+    a, b, c = (torch.from_numpy(np.ascontiguousarray(v)) for v in (tensor[None], target, weight[None]))
     return a, b, c
 
 
 def loss(logit: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Weighted cross-entropy and Dice with squares, both least where the probability is the share that is brain."""
-    entropy = functional.binary_cross_entropy_with_logits(logit, target, weight=weight)
+    entropy = functional.binary_cross_entropy_with_logits(logit, target, weight=weight.expand_as(target))
     p = torch.sigmoid(logit)
-    dice = 1 - 2 * (weight * p * target).sum() / ((weight * (p * p + target * target)).sum() + 1)
+    inner = tuple(axis for axis in range(logit.ndim) if axis != 1)
+    overlap = 2 * (weight * p * target).sum(inner)
+    dice = (1 - overlap / ((weight * (p * p + target * target)).sum(inner) + 1)).mean()
     return entropy * 2 + dice
 
 

@@ -20,7 +20,7 @@ KEYS = {
     "": {"name", "version", "sha256", "opset", "licence", "input", "output", "windows", "about"},
     "input": {"shape", "spacing_mm", "axes", "normalisation", "centre"},
     "windows": {"share", "overlap"},
-    "output": {"kind", "threshold", "mirror"},
+    "output": {"kind", "threshold", "mirror", "closing_mm", "guard"},
 }
 
 
@@ -40,7 +40,8 @@ class Card:
     windows and a network of free size; axes (three patient directions, such as 'SPL'),
     normalisation and centre as `masking.grid` knows them; output 'probability', 'logit' or 'signed_distance' (mm, positive
     inside); threshold on the probability, 0.5 at a logit or distance of 0; mirror: the output is averaged with that of the
-    head mirrored left to right.
+    head mirrored left to right; closing_mm: the network gives two volumes, the mask and the brain's tissue, and what counts is
+    the tissue cut at the threshold and closed with a ball of this radius, where the mask's probability exceeds guard.
     """
 
     name: str
@@ -57,6 +58,13 @@ class Card:
     threshold: float
     windows: Windows | None = None
     mirror: bool = False
+    closing_mm: float | None = None
+    guard: float = 0.0
+
+    @property
+    def channels(self) -> int:
+        """Volumes that the network gives."""
+        return 1 if self.closing_mm is None else 2
 
 
 def read_card(path: Path) -> Card:
@@ -83,6 +91,8 @@ def read_card(path: Path) -> Card:
             output=_text(output, "kind"),
             threshold=float(output["threshold"]),
             mirror=_flag(output.get("mirror", False)),
+            closing_mm=float(output["closing_mm"]) if "closing_mm" in output else None,
+            guard=float(output.get("guard", 0.0)),
             windows=Windows(_three(windows["share"], float), float(windows["overlap"])) if windows else None,
         )
     except OSError:
@@ -102,6 +112,9 @@ def read_card(path: Path) -> Card:
         (read.normalisation in NORMALISATIONS, read.normalisation, NORMALISATIONS),
         (read.centre in CENTRES, read.centre, CENTRES),
         (read.output in OUTPUTS, read.output, OUTPUTS),
+        (read.closing_mm is None or 0 < read.closing_mm <= 20, read.closing_mm, "a closing above 0 and up to 20 mm"),
+        (0 <= read.guard < 1, read.guard, "a guard from 0 to 1"),
+        (not read.windows or read.closing_mm is None, "windows and a closing", "one of them"),
         (0 < read.threshold < 1, read.threshold, "a probability between 0 and 1"),
     ):
         if not fits:

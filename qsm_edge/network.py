@@ -51,7 +51,7 @@ class Network:
         return tuple(self._notes)
 
     def segment(self, tensor: np.ndarray) -> np.ndarray:
-        """The model's continuous output for a float32 tensor (1, 1, z, y, x) of the card's shape, same shape.
+        """The model's continuous output (1, channels, z, y, x) for a float32 tensor (1, 1, z, y, x) of the card's shape.
 
         A card with windows takes any shape and has the network run on each window. Where an accelerator fails while it
         runs, the CPU runs the network again, and `notes` say so.
@@ -75,7 +75,7 @@ class Network:
             self._fell_back(self.provider, "failed while it ran")
             self._session, self.provider = self._start((CPU,))
             out = self._run(values)
-        if out.shape != values.shape or not np.isfinite(out).all():
+        if out.shape != (1, self.card.channels, *values.shape[2:]) or not np.isfinite(out).all():
             raise ModelRefused("model_foreign", "the output is not a finite volume of the input's shape", got=out.shape)
         return out
 
@@ -207,9 +207,9 @@ def _check(session: Any, card: Card, where: str) -> None:
     if len(inputs) != 1 or len(outputs) != 1:
         got = f"{len(inputs)} inputs, {len(outputs)} outputs"
         raise ModelRefused("model_foreign", where=where, got=got, wanted="one of each")
-    for what, end in (("input", inputs[0]), ("output", outputs[0])):
+    for what, end, channels in (("input", inputs[0], 1), ("output", outputs[0], card.channels)):
         if card.shape:
-            wanted, fits = str([1, 1, *card.shape]), list(end.shape) == [1, 1, *card.shape]
+            wanted, fits = str([1, channels, *card.shape]), list(end.shape) == [1, channels, *card.shape]
         else:
             wanted, fits = "[1, 1] and three free axes", _is_free(list(end.shape))
         if end.type != "tensor(float)" or not fits:

@@ -15,11 +15,15 @@ SHAPE = (24, 20, 28)
 OPSET = helper.make_opsetid("", 17)
 
 
-def model(shape=SHAPE, *, element=TensorProto.FLOAT, outputs=1, opset=17, batch=1, domain="", squash=False):
-    """A network that says 'brain' where the smoothed input is above 0.4: logits = 20 (mean3(x) - 0.4), or their sigmoid."""
-    kernel = helper.make_tensor("kernel", TensorProto.FLOAT, (1, 1, 3, 3, 3), np.full(27, 20 / 27, np.float32))
-    bias = helper.make_tensor("bias", TensorProto.FLOAT, (1,), [-8.0])
-    grid = (batch, 1, *shape)
+def model(shape=SHAPE, *, element=TensorProto.FLOAT, outputs=1, opset=17, batch=1, domain="", squash=False, channels=1):
+    """A network that says 'brain' where the smoothed input is above 0.4: logits = 20 (mean3(x) - 0.4), or their sigmoid.
+
+    `channels` of the output: all say the same.
+    """
+    weights = np.full(27 * channels, 20 / 27, np.float32)
+    kernel = helper.make_tensor("kernel", TensorProto.FLOAT, (channels, 1, 3, 3, 3), weights)
+    bias = helper.make_tensor("bias", TensorProto.FLOAT, (channels,), [-8.0] * channels)
+    grid, out = (batch, 1, *shape), (batch, channels, *shape)
     names = [f"soft{i}" for i in range(outputs)]
     first = [f"{name}_logit" for name in names] if squash else names
     nodes = [
@@ -27,7 +31,7 @@ def model(shape=SHAPE, *, element=TensorProto.FLOAT, outputs=1, opset=17, batch=
     ]
     nodes += [helper.make_node("Sigmoid", [a], [b]) for a, b in zip(first, names, strict=True) if squash]
     inputs = [helper.make_tensor_value_info("image", element, grid)]
-    made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, grid) for name in names]
+    made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, out) for name in names]
     graph = helper.make_graph(nodes, "tiny", inputs, made, [kernel, bias])
     sets = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
     return helper.make_model(graph, opset_imports=sets, ir_version=8).SerializeToString()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from network_factory import installed, model, refused
 
 from qsm_edge import masking
 from qsm_edge.errors import InputRefused, UsageError
+from qsm_edge.network import load
 from qsm_edge.types import Geometry
 
 
@@ -66,3 +68,38 @@ def test_clean_refuses_what_does_not_fit():
         with pytest.raises(UsageError) as caught:
             action()
         assert caught.value.code == code
+
+
+@pytest.mark.parametrize(("gap_mm", "is_closed"), [(5.0, True), (13.0, False)])
+def test_tissue_is_closed_by_the_cards_ball_on_the_native_grid(tmp_path, gap_mm, is_closed):
+    """A network that says tissue leaves the closing to us: a cleft narrower than the ball is mask, a wider one is not."""
+    geometry = Geometry.from_axes((40, 44, 50), (1.0, 1.0, 1.0))
+    magnitude = np.zeros((1, 40, 44, 50), np.float32)
+    magnitude[0, 6:34, 6:38, 6:44] = 900
+    first = 22 - int(gap_mm / 2)
+    magnitude[0, 12:34, first : first + int(gap_mm), 6:44] = 0
+    content = model(channels=2)
+    path = installed(tmp_path, content, output__closing_mm=4.0, output__guard=0.0)
+    mask = masking.network(magnitude, np.zeros_like(magnitude), (0.01,), geometry, model=path, smooth_mm=0)
+    assert mask[20, 22, 15:35].all() == is_closed
+    assert mask[20, 12, 15:35].all()
+
+
+def test_the_guard_keeps_the_closing_where_the_mask_may_be(tmp_path):
+    """Both channels say the same here, so that a guard keeps just what is tissue: no cleft is closed."""
+    geometry = Geometry.from_axes((40, 44, 50), (1.0, 1.0, 1.0))
+    magnitude = np.zeros((1, 40, 44, 50), np.float32)
+    magnitude[0, 6:34, 6:38, 6:44] = 900
+    magnitude[0, 12:34, 18:25, 6:44] = 0
+    path = installed(tmp_path, model(channels=2), output__closing_mm=4.0, output__guard=0.5)
+    mask = masking.network(magnitude, np.zeros_like(magnitude), (0.01,), geometry, model=path, smooth_mm=0)
+    assert not mask[25, 21, 15:35].any()
+
+
+def test_a_card_with_a_closing_takes_two_channels_and_no_other(tmp_path):
+    for channels, closing in ((1, 4.0), (2, None)):
+        changes = {} if closing is None else {"output__closing_mm": closing}
+        assert (
+            refused(lambda c=channels, o=changes: load(installed(tmp_path, model(channels=c), **o))) == "model_foreign"
+        )
+    assert refused(lambda: load(installed(tmp_path, model(channels=2), output__closing_mm=-1.0))) == "model_card"

@@ -98,7 +98,7 @@ def test_every_command_in_the_documents_is_one_that_the_program_takes(name):
         if len(arguments) > 1:
             cli.parser().parse_args(arguments)
         else:
-            assert arguments[0] in {"run", "inspect", "doctor", "recipe", "--version"}
+            assert arguments[0] in {"run", "mask", "inspect", "doctor", "recipe", "--version"}
 
 
 def test_the_readme_has_commands_to_check():

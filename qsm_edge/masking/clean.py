@@ -12,8 +12,9 @@ import scipy.ndimage as ndi
 from qsm_edge.errors import InputRefused, ModelRefused, UsageError
 from qsm_edge.masking.classical import first_echo
 from qsm_edge.masking.confidence import Confidence, agreement, edge_mm
-from qsm_edge.masking.grid import prepare, reach, restore
-from qsm_edge.masking.morphology import filled, largest, otsu
+from qsm_edge.masking.grid import Grid, prepare, reach, restore
+from qsm_edge.masking.morphology import closed, filled, largest, otsu
+from qsm_edge.modelcard import Card
 from qsm_edge.types import Array, Geometry, Note, OnIteration
 
 _TRIM_MM = 3.0  # how far from its surface a mask is trimmed where there is no signal
@@ -63,7 +64,8 @@ def network(
             on_note(note)
     if on_iteration:
         on_iteration(1, 0.0)
-    shares = [_probability(level, card.output)[0, 0] for level in levels]
+    level = np.mean(levels, axis=0)
+    shares = [_probability(one[0, -1], card.output) for one in levels]
     sure = Confidence(
         edge_mm(np.mean(shares, axis=0), grid.spacing_mm),
         agreement(shares[0], shares[1], card.threshold) if card.mirror else None,
@@ -73,15 +75,24 @@ def network(
     if on_note and sure.is_low:
         twice = "" if sure.agreement is None else f", Dice {sure.agreement:.3f} with the mirrored head"
         on_note(Note("mask_uncertain", f"The mask network is unsure of the edge: {sure.edge_mm:.1f} mm wide{twice}."))
-    level = np.mean(levels, axis=0)
-    half = card.threshold / 2  # what is less likely is far from the edge
+    native = [_native(volume, grid, geometry, card) for volume in level[0]]
+    if card.closing_mm is None:
+        return clean(native[0], geometry, threshold=card.threshold, smooth_mm=smooth_mm, magnitude=first)
+    tissue = native[1] > card.threshold
+    box = reach(tissue, [card.closing_mm / v + 2 for v in geometry.voxel_mm])
+    solid = np.zeros(geometry.shape, np.float32)
+    solid[box] = closed(tissue[box], card.closing_mm, geometry.voxel_mm) & (native[0][box] > card.guard)
+    return clean(solid, geometry, smooth_mm=smooth_mm, magnitude=first)
+
+
+def _native(volume: np.ndarray, grid: Grid, geometry: Geometry, card: Card) -> np.ndarray:
+    """A volume of the network's output as a probability on the native grid, 0 where it is far from the edge."""
+    far = min(card.threshold, card.guard or 1.0) / 2
     if card.output == "probability":
-        soft = restore(level, grid, geometry, beyond=0.0, least=half)
-    else:
-        least = math.log(half / (1 - half))
-        native = restore(np.clip(level, -_REACH, _REACH), grid, geometry, beyond=-_REACH, least=least)
-        soft = _probability(native, card.output)
-    return clean(soft, geometry, threshold=loaded.card.threshold, smooth_mm=smooth_mm, magnitude=first)
+        return restore(volume, grid, geometry, beyond=0.0, least=far)
+    least = math.log(far / (1 - far))
+    native = restore(np.clip(volume, -_REACH, _REACH), grid, geometry, beyond=-_REACH, least=least)
+    return _probability(native, card.output)
 
 
 def _probability(level: np.ndarray, output: str) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""Shapes in millimetres on an isotropic grid. Beyond the border of the volume the border repeats itself.
+"""Shapes in millimetres; `step_mm` is a voxel's size, one number or three.
 
-A slab often cuts the brain; with repeated borders, eroding or closing a mask does not eat into it from there.
+Beyond the border of the volume the border repeats itself: a slab often cuts the brain, and so eroding or closing a mask
+does not eat into it from there.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import numpy as np
 import scipy.ndimage as ndi
 
 FAR_MM = 1000.0
+Step = float | tuple[float, float, float]
 
 
 def otsu(values: np.ndarray) -> float:
@@ -33,25 +35,28 @@ def otsu(values: np.ndarray) -> float:
     return float(edges[1:][np.argmax(between)] ** 2)
 
 
-def depth_mm(mask: np.ndarray, step_mm: float) -> np.ndarray:
+def depth_mm(mask: np.ndarray, step_mm: Step) -> np.ndarray:
     """Distance of every voxel in the mask from the nearest voxel outside, FAR_MM where there is none outside."""
     if mask.all():
         return np.full(mask.shape, FAR_MM, np.float32)
+    if isinstance(step_mm, tuple):
+        return np.asarray(ndi.distance_transform_edt(mask, sampling=step_mm), dtype=np.float32)
     return np.asarray(ndi.distance_transform_edt(mask) * step_mm, dtype=np.float32)
 
 
-def away_mm(mask: np.ndarray, step_mm: float) -> np.ndarray:
+def away_mm(mask: np.ndarray, step_mm: Step) -> np.ndarray:
     """Distance of every voxel outside the mask from the nearest voxel in it."""
     return depth_mm(~mask, step_mm)
 
 
-def closed(mask: np.ndarray, radius_mm: float, step_mm: float) -> np.ndarray:
+def closed(mask: np.ndarray, radius_mm: float, step_mm: Step) -> np.ndarray:
     """Morphological closing by a ball: gaps that a ball of that radius does not fit into are filled."""
-    margin = int(np.ceil(radius_mm / step_mm)) + 2
-    wide = np.pad(mask, margin, mode="edge")
+    steps = step_mm if isinstance(step_mm, tuple) else (step_mm,) * 3
+    margins = [int(np.ceil(radius_mm / step)) + 2 for step in steps]
+    wide = np.pad(mask, [(m, m) for m in margins], mode="edge")
     swollen = away_mm(wide, step_mm) <= radius_mm
     shrunk = depth_mm(np.pad(swollen, 1, mode="edge"), step_mm)[1:-1, 1:-1, 1:-1] > radius_mm
-    return np.asarray(shrunk[margin:-margin, margin:-margin, margin:-margin] | mask)
+    return np.asarray(shrunk[tuple(slice(m, -m) for m in margins)] | mask)
 
 
 def largest(mask: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from export import to_onnx, train
+from export.anatomy import CLOSING_MM
 from qsm_edge.errors import ModelRefused
 from qsm_edge.network import load
 
@@ -23,14 +24,14 @@ COMMON = ["--steps", str(STEPS), "--crop", "48", "48", "48", "--workers", "0", "
 def work(tmp_path_factory):
     """A run of twenty steps, and the same run stopped at ten and taken up again."""
     folder = tmp_path_factory.mktemp("work")
-    every = train.VALIDATE_EVERY
-    train.VALIDATE_EVERY = 10
+    every, warm = train.VALIDATE_EVERY, train.WARM_UP
+    train.VALIDATE_EVERY, train.WARM_UP = 10, 2
     try:
         train.main(["--name", "whole", "--work", str(folder), *COMMON])
         train.main(["--name", "halves", "--work", str(folder), *COMMON, "--stop-at", "10"])
         train.main(["--name", "halves", "--work", str(folder), *COMMON])
     finally:
-        train.VALIDATE_EVERY = every
+        train.VALIDATE_EVERY, train.WARM_UP = every, warm
     return folder
 
 
@@ -65,7 +66,8 @@ def test_what_is_exported_is_checked_and_runs(work, tmp_path, monkeypatch, preci
     assert network.card.opset == to_onnx.OPSET
     assert network.card.mirror
     tensor = np.random.default_rng(0).random((1, 1, *network.card.shape), dtype=np.float32)
-    assert network.segment(tensor).shape == tensor.shape
+    assert network.card.closing_mm == CLOSING_MM
+    assert network.segment(tensor).shape == (1, 2, *network.card.shape)
     content = out.read_bytes()
     assert b".py" not in content, "no trace of the machine that exported"
     assert onnx.load(out).opset_import[0].version == to_onnx.OPSET
