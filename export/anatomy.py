@@ -116,13 +116,6 @@ def codes(*names: str) -> np.ndarray:
     return table
 
 
-def ball(radius_mm: float, spacing_mm: float) -> np.ndarray:
-    """A ball as a structuring element."""
-    reach = int(np.ceil(radius_mm / spacing_mm))
-    offsets = (np.indices((2 * reach + 1,) * 3) - reach) * spacing_mm
-    return np.asarray((offsets**2).sum(0) <= radius_mm**2 + 1e-6)
-
-
 def largest(mask: np.ndarray) -> np.ndarray:
     pieces, count = ndi.label(mask)
     if count < 2:
