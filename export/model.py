@@ -145,7 +145,11 @@ class EdgeNet(nn.Module):
     """
 
     def __init__(
-        self, widths: tuple[int, ...] = (16, 32, 64, 96), blocks: tuple[int, ...] = (1, 2, 2, 3), outputs: int = OUTPUTS
+        self,
+        widths: tuple[int, ...] = (16, 32, 64, 96),
+        blocks: tuple[int, ...] = (1, 2, 2, 3),
+        detail: int = 16,
+        outputs: int = OUTPUTS,
     ) -> None:
         super().__init__()
         self.stem = ScaledConv(8, widths[0], 3)
@@ -155,8 +159,8 @@ class EdgeNet(nn.Module):
         self.down = nn.ModuleList(ScaledConv(a, b, 3, stride=2) for a, b in pairwise(widths))
         self.up = nn.ModuleList(ScaledConv(b, a, 1) for a, b in pairwise(widths))
         self.decoder = nn.ModuleList(_Residual(w) for w in widths[:-1])
-        self.detail = ScaledConv(widths[0] + 8, 16, 3)
-        self.out = nn.Conv3d(16, 8 * outputs, 3, padding=1)
+        self.detail = ScaledConv(widths[0] + 8, detail, 3)
+        self.out = nn.Conv3d(detail, 8 * outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         blocks = _to_channels(x)

@@ -12,6 +12,7 @@ import csv
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,12 @@ from export.data import WORK, Pair, Source
 from export.model import OUTPUTS, PUBLISHED, BasicUNet, EdgeNet, parameters
 from export.pictures import curve
 
-SIZES = {"small": (16, 32, 48, 64), "medium": (16, 32, 64, 96), "large": (24, 48, 80, 96)}
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {"widths": (16, 32, 48, 64)},
+    "medium": {"widths": (16, 32, 64, 96)},
+    "fine": {"widths": (16, 32, 64, 96), "detail": 48},
+    "large": {"widths": (24, 48, 80, 96), "detail": 48},
+}
 WARM_UP = 150
 DECAY = 0.998  # of the averaged weights
 VALIDATE_EVERY = 250
@@ -61,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build(size: str, outputs: int = OUTPUTS) -> torch.nn.Module:
     """A network by its name in `--size`."""
-    return BasicUNet(PUBLISHED, outputs=outputs) if size == "published" else EdgeNet(SIZES[size], outputs=outputs)
+    return BasicUNet(PUBLISHED, outputs=outputs) if size == "published" else EdgeNet(**SIZES[size], outputs=outputs)
 
 
 def run(args: argparse.Namespace) -> Path:
