@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from bench.run import HERE, SHARED, measured
+from bench.run import HERE, measured, prepared
 
 CHAINS = ("default", "default, pdf")
 NUCLEI = (10, 11, 12, 13, 49, 50, 51, 52)
@@ -61,13 +59,9 @@ def made(number: int, first_seed: int, work: Path) -> Path:
     about = {"head": head, "tilt": [6 * number - 15, 4 - 2 * number], "lesions": 4, "seed": first_seed + number}
     about |= PROTOCOLS[number // 2 % len(PROTOCOLS)]
     name = f"bleeds{head}_{first_seed + number}"
-    case = work / "cases" / name
-    if not (case / "mask_true.nii.gz").exists():
-        table = work / f"{name}.json"
-        table.write_text(json.dumps({name: about}), encoding="utf-8")
-        subprocess.run([sys.executable, SHARED / "simulate.py", name, case, "--cases", table], check=True)
-        subprocess.run([sys.executable, SHARED / "nifti.py", case], check=True, stdout=subprocess.DEVNULL)
-    return case
+    table = work / f"{name}.json"
+    table.write_text(json.dumps({name: about}), encoding="utf-8")
+    return prepared(name, work / "cases", table)
 
 
 def regions(case: Path, output: Path) -> dict[str, float]:

@@ -63,11 +63,12 @@ def main() -> int:
     return 0
 
 
-def prepared(name: str, cases: Path) -> Path:
-    """The folder of a simulated case, made when it is not there."""
+def prepared(name: str, cases: Path, table: Path | None = None) -> Path:
+    """The folder of a simulated case, made when it is not there; `table`: the file that describes it, if not the usual one."""
     case = cases / name
+    described = [] if table is None else ["--cases", table]
     if not (case / "mask_true.nii.gz").exists():
-        subprocess.run([sys.executable, SHARED / "simulate.py", name, case], check=True)
+        subprocess.run([sys.executable, SHARED / "simulate.py", name, case, *described], check=True)
         subprocess.run([sys.executable, SHARED / "nifti.py", case], check=True, stdout=subprocess.DEVNULL)
     return case
 

@@ -16,6 +16,8 @@ import numpy as np
 import scipy.ndimage as ndi
 
 from qsm_edge.fft import fast_length, irfftn, rfftn, wavenumbers
+from qsm_edge.masking import morphology
+from qsm_edge.masking.morphology import largest
 
 #: class -> (chi [ppm re water], proton density, R2* at 3 T [1/s], T1 at 3 T [s])
 TISSUE = {
@@ -116,21 +118,9 @@ def codes(*names: str) -> np.ndarray:
     return table
 
 
-def largest(mask: np.ndarray) -> np.ndarray:
-    pieces, count = ndi.label(mask)
-    if count < 2:
-        return mask
-    return np.asarray(pieces == np.argmax(np.bincount(pieces.ravel())[1:]) + 1)
-
-
 def closed(mask: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """`mask` closed with the ball of the definition and filled; by distances, which is quicker than a large ball."""
-    margin = int(np.ceil(CLOSING_MM / spacing_mm)) + 2
-    padded = np.pad(mask, margin)
-    grown = ndi.distance_transform_edt(~padded, sampling=spacing_mm) <= CLOSING_MM
-    shrunk = ndi.distance_transform_edt(grown, sampling=spacing_mm) > CLOSING_MM
-    inner = (slice(margin, -margin),) * 3
-    return np.asarray(ndi.binary_fill_holes(shrunk | padded)[inner])
+    """`mask` closed with the ball of the definition, and filled."""
+    return np.asarray(ndi.binary_fill_holes(morphology.closed(mask, CLOSING_MM, spacing_mm)))
 
 
 def read(path: Path) -> tuple[np.ndarray, float]:

@@ -23,9 +23,10 @@ import scipy.ndimage as ndi
 from export.anatomy import LABELS
 from export.data import FIRST_SEED, WORK, Source
 from export.pictures import Panel, sheet
-from export.synth import Sample, sample
+from export.synth import sample
 from export.world import Protocol
 from qsm_edge.masking import network
+from qsm_edge.masking.confidence import agreement
 from qsm_edge.types import Geometry
 
 FOREIGN = [
@@ -140,7 +141,7 @@ def scores(mask: np.ndarray, truth: dict[str, np.ndarray]) -> dict[str, object]:
     ]
     outside = mask & ~true
     row: dict[str, object] = {
-        "dice": round(2 * float((mask & true).sum()) / float(mask.sum() + true.sum()), 4),
+        "dice": round(agreement(mask, true, 0.5), 4),
         "hd95_mm": round(float(np.percentile(reach, 95)), 2),
         "surface_dice_1mm": round(float((reach <= 1).mean()), 3),
         "holes_ml": round(float((ndi.binary_fill_holes(mask) & ~mask).sum()) * ml, 2),
@@ -187,7 +188,7 @@ def robust_rows(args: argparse.Namespace) -> tuple[list[dict[str, object]], list
             for k in range(args.heads):
                 one = sample(heads, FIRST_SEED["develop"] + 500_000 + k, CURVES[name](value), plain=k % 2 == 0)
                 mask, _, _ = masked(one.magnitude[0], one.geometry, args.model)
-                dice.append(dice_of(mask, one))
+                dice.append(agreement(mask, one.mask, 0.5))
                 if dice[-1] < worst[0]:
                     worst = (
                         dice[-1],
@@ -209,11 +210,6 @@ def robust_rows(args: argparse.Namespace) -> tuple[list[dict[str, object]], list
             if worst[1] is not None:
                 panels.append(worst[1])
     return rows, panels
-
-
-def dice_of(mask: np.ndarray, one: Sample) -> float:
-    true = one.mask > 0.5
-    return 2 * float((mask & true).sum()) / max(1.0, float(mask.sum() + true.sum()))
 
 
 def volume_rows(args: argparse.Namespace) -> tuple[list[dict[str, object]], list[Panel]]:

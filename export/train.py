@@ -22,6 +22,7 @@ from torch.nn import functional
 from export.data import WORK, Pair, Source
 from export.model import OUTPUTS, PUBLISHED, BasicUNet, EdgeNet, parameters
 from export.pictures import curve
+from qsm_edge.masking.confidence import agreement
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"widths": (16, 32, 48, 64)},
@@ -216,7 +217,7 @@ def validate(network: torch.nn.Module, pairs: list[Pair], device: str) -> dict[s
             found_all.extend((network(tensor.to(device, memory_format=torch.channels_last_3d))[:, 0] > 0).cpu().numpy())
     for pair, found in zip(pairs, found_all, strict=True):
         true, lesion = pair.mask > 127, pair.lesion > 127
-        dice.append(2 * (found & true).sum() / max(1, found.sum() + true.sum()))
+        dice.append(agreement(found, true, 0.5))
         outside.append(0.008 * (found & ~true).sum())
         missed.append(0.008 * (true & ~found).sum())
         if lesion.sum() > 20:

@@ -139,3 +139,15 @@ def smooth_noise(shape: tuple[int, int, int], seed: int, keep: Callable[[float],
     k2 = sum(np.meshgrid(*[np.fft.fftfreq(n) ** 2 for n in shape], indexing="ij"))
     smooth = np.fft.ifftn(white * np.exp(-k2 / (2 * float(keep) ** 2))).real  # type: ignore[arg-type]
     return (smooth / smooth.std()).astype(np.float32)
+
+
+def turned(geometry: Geometry, order: tuple[int, int, int], flip: tuple[bool, bool, bool]) -> Geometry:
+    """The grid of the same voxels once the array's axes are permuted by `order`, then flipped."""
+    affine = np.array(geometry.affine_lps)
+    affine[:, :3] = geometry.affine_lps[:, list(order)]
+    for axis, (backwards, source) in enumerate(zip(flip, order, strict=True)):
+        if backwards:
+            affine[:3, 3] += affine[:3, axis] * (geometry.shape[source] - 1)
+            affine[:3, axis] *= -1
+    a, b, c = (geometry.shape[source] for source in order)
+    return Geometry((a, b, c), affine)

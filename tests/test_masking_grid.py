@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from phantoms import turned
 
 from qsm_edge.errors import UsageError
 from qsm_edge.masking import prepare, restore
@@ -42,14 +43,7 @@ def oblique(shape=(21, 32, 27), voxel_mm=(3.1, 2.0, 2.3)):
 
 def stored_otherwise(volume, geometry, order, flip):
     """The same voxels of the same patient in another array order, with the affine that says so."""
-    affine = np.array(geometry.affine_lps)
-    affine[:, :3] = geometry.affine_lps[:, list(order)]
-    for axis, (backwards, source) in enumerate(zip(flip, order, strict=True)):
-        if backwards:
-            affine[:3, 3] += affine[:3, axis] * (geometry.shape[source] - 1)
-            affine[:3, axis] *= -1
-    again = Geometry(tuple(geometry.shape[a] for a in order), affine)
-    return np.ascontiguousarray(turn(volume, order, flip)), again
+    return np.ascontiguousarray(turn(volume, order, flip)), turned(geometry, order, flip)
 
 
 def smooth_volume(geometry, seed=3):

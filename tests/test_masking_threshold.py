@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import scipy.ndimage as ndi
+from phantoms import turned
 
 from qsm_edge import masking
 from qsm_edge.errors import InputRefused, UsageError
@@ -106,18 +107,12 @@ def test_eyes_scalp_and_neck_are_outside(head):
 )
 def test_however_the_volume_is_stored_the_mask_is_the_same(head, order, flip):
     magnitude, phase, geometry, _, mask = head
-    affine = np.array(geometry.affine_lps)
-    affine[:, :3] = geometry.affine_lps[:, list(order)]
-    for axis, (backwards, source) in enumerate(zip(flip, order, strict=True)):
-        if backwards:
-            affine[:3, 3] += affine[:3, axis] * (geometry.shape[source] - 1)
-            affine[:3, axis] *= -1
 
     def stored(volume):
         moved = volume.transpose(*range(volume.ndim - 3), *(volume.ndim - 3 + a for a in order))
         return np.ascontiguousarray(moved[(..., *(slice(None, None, -1 if f else 1) for f in flip))])
 
-    other = Geometry(tuple(geometry.shape[a] for a in order), affine)
+    other = turned(geometry, order, flip)
     assert np.array_equal(mask_of(stored(magnitude), stored(phase), other), stored(mask))
 
 

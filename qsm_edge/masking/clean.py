@@ -75,13 +75,15 @@ def network(
     if on_note and sure.is_low:
         twice = "" if sure.agreement is None else f", Dice {sure.agreement:.3f} with the mirrored head"
         on_note(Note("mask_uncertain", f"The mask network is unsure of the edge: {sure.edge_mm:.1f} mm wide{twice}."))
-    native = [_native(volume, grid, geometry, card) for volume in level[0]]
+    soft = _native(level[0, -1], grid, geometry, card)
     if card.closing_mm is None:
-        return clean(native[0], geometry, threshold=card.threshold, smooth_mm=smooth_mm, magnitude=first)
-    tissue = native[1] > card.threshold
+        return clean(soft, geometry, threshold=card.threshold, smooth_mm=smooth_mm, magnitude=first)
+    tissue = soft > card.threshold
     box = reach(tissue, [card.closing_mm / v + 2 for v in geometry.voxel_mm])
     solid = np.zeros(geometry.shape, np.float32)
-    solid[box] = closed(tissue[box], card.closing_mm, geometry.voxel_mm) & (native[0][box] > card.guard)
+    solid[box] = closed(tissue[box], card.closing_mm, geometry.voxel_mm)
+    if card.guard:
+        solid[box] *= _native(level[0, 0], grid, geometry, card)[box] > card.guard
     return clean(solid, geometry, smooth_mm=smooth_mm, magnitude=first)
 
 

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from qsm_edge.errors import UsageError
+from qsm_edge.modelcard import CENTRES, NORMALISATIONS
 from qsm_edge.types import Geometry
 
 Axes = tuple[int, int, int]
@@ -23,8 +24,6 @@ Triple = tuple[float, float, float]
 
 #: Letter -> (axis of LPS coordinates, sign): the patient direction in which an array axis runs.
 DIRECTIONS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
-NORMALISATIONS = ("none", "minmax", "p99", "zscore")
-CENTRES = ("volume", "head")
 
 
 class Card(Protocol):

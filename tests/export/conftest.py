@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 
+import pytest
+
 NEEDED = ("torch", "onnxscript", "matplotlib", "monai")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 collect_ignore = ["test_model.py", "test_published.py", "test_train.py", "test_evaluate.py"] if MISSING else []
+
+
+@pytest.fixture
+def missing() -> list[str]:
+    """What of it is not installed."""
+    return MISSING
