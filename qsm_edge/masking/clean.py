@@ -13,7 +13,7 @@ from qsm_edge.errors import InputRefused, ModelRefused, UsageError
 from qsm_edge.masking.classical import first_echo
 from qsm_edge.masking.confidence import Confidence, agreement, edge_mm
 from qsm_edge.masking.grid import Grid, prepare, reach, restore
-from qsm_edge.masking.morphology import closed, filled, largest, otsu
+from qsm_edge.masking.morphology import closed, filled, grown, largest, otsu
 from qsm_edge.modelcard import Card
 from qsm_edge.types import Array, Geometry, Note, OnIteration
 
@@ -157,6 +157,6 @@ def _faint(magnitude: np.ndarray, box: tuple[slice, ...], part: np.ndarray) -> n
 
 def _trimmed(mask: np.ndarray, faint: np.ndarray, voxel_mm: tuple[float, float, float]) -> np.ndarray:
     """Without what is `faint`, near the surface and connected to the outside by the like."""
-    depth = ndi.distance_transform_edt(mask, sampling=voxel_mm)
-    loose = ~mask | (faint & (depth <= _TRIM_MM))
-    return np.asarray(mask & ~ndi.binary_propagation(~mask, mask=loose))
+    loose, _ = ndi.label(mask & faint & grown(~mask, _TRIM_MM, voxel_mm))
+    open_ = np.unique(loose[ndi.binary_dilation(~mask) & (loose > 0)])
+    return np.asarray(mask & ~np.isin(loose, open_))

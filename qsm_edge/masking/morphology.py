@@ -49,14 +49,57 @@ def away_mm(mask: np.ndarray, step_mm: Step) -> np.ndarray:
     return depth_mm(~mask, step_mm)
 
 
+def grown(mask: np.ndarray, radius_mm: float, step_mm: Step) -> np.ndarray:
+    """Every voxel whose centre is at most `radius_mm` from the centre of one in the mask: dilation by a ball.
+
+    The same as `away_mm(mask) <= radius_mm`, by rows: a ball is a stack of row pieces, of few different lengths. For balls of
+    some voxels this takes a tenth of the time of a distance transform.
+    """
+    steps = step_mm if isinstance(step_mm, tuple) else (step_mm,) * 3
+    square = radius_mm * radius_mm * (1 + 1e-6)
+    slices, rows = (int(radius_mm * (1 + 1e-6) / step) for step in steps[:2])
+    lengths = {}  # (slice, row) offset -> half a row piece's length
+    for z in range(slices + 1):
+        for y in range(rows + 1):
+            left = square - (z * steps[0]) ** 2 - (y * steps[1]) ** 2
+            if left >= 0:
+                lengths[z, y] = int(left**0.5 / steps[2])
+    pieces, piece = {}, np.array(mask, dtype=bool)
+    for length in range(max(lengths.values()) + 1):
+        if length:
+            piece = piece.copy()
+            _join(piece, mask, 2, length)
+        if length in lengths.values():
+            pieces[length] = piece
+    out = np.zeros(mask.shape, bool)
+    for z in range(slices + 1):
+        disc = pieces[lengths[z, 0]].copy()
+        for y in range(1, rows + 1):
+            if (z, y) in lengths:
+                _join(disc, pieces[lengths[z, y]], 1, y)
+        if z == 0:
+            out |= disc
+        else:
+            _join(out, disc, 0, z)
+    return out
+
+
+def _join(out: np.ndarray, mask: np.ndarray, axis: int, shift: int) -> None:
+    """`out` |= `mask` moved by `shift` voxels along the axis, either way; nothing comes in from beyond the border."""
+    if shift < mask.shape[axis]:
+        low = tuple(slice(None, -shift) if a == axis else slice(None) for a in range(3))
+        high = tuple(slice(shift, None) if a == axis else slice(None) for a in range(3))
+        out[low] |= mask[high]
+        out[high] |= mask[low]
+
+
 def closed(mask: np.ndarray, radius_mm: float, step_mm: Step) -> np.ndarray:
     """Morphological closing by a ball: gaps that a ball of that radius does not fit into are filled."""
     steps = step_mm if isinstance(step_mm, tuple) else (step_mm,) * 3
     margins = [int(np.ceil(radius_mm / step)) + 2 for step in steps]
-    wide = np.pad(mask, [(m, m) for m in margins], mode="edge")
-    swollen = away_mm(wide, step_mm) <= radius_mm
-    shrunk = depth_mm(np.pad(swollen, 1, mode="edge"), step_mm)[1:-1, 1:-1, 1:-1] > radius_mm
-    return np.asarray(shrunk[tuple(slice(m, -m) for m in margins)] | mask)
+    wide = grown(np.pad(mask, [(m, m) for m in margins], mode="edge"), radius_mm, step_mm)
+    gaps = grown(~wide, radius_mm, step_mm)  # beyond the border, the border repeats itself, so nothing comes in from there
+    return np.asarray(~gaps[tuple(slice(m, -m) for m in margins)] | mask)
 
 
 def largest(mask: np.ndarray) -> np.ndarray:
@@ -82,4 +125,5 @@ def filled(mask: np.ndarray) -> np.ndarray:
                 at: list[slice | int] = [slice(1, -1)] * 3
                 at[axis] = side
                 wide[tuple(at)] = ndi.binary_fill_holes(face)
-    return np.asarray(ndi.binary_fill_holes(wide)[1:-1, 1:-1, 1:-1])
+    outside, _ = ndi.label(~wide)  # the twelve edges of what was added are never filled: one piece, which has the number 1
+    return np.asarray(outside[1:-1, 1:-1, 1:-1] != 1)
