@@ -51,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     robust.add_argument("--heads", type=int, default=4, help="samples a cell")
     volumes = commands.add_parser("volumes", help="make masks of NIfTI magnitudes, for a person to judge")
     volumes.add_argument("files", type=Path, nargs="+")
+    volumes.add_argument(
+        "--other", action="append", default=[], metavar="NAME", help="beside it, NAME.nii.gz of a tool"
+    )
     args = parser.parse_args(arguments)
     rows, panels = {"bench": bench_rows, "robust": robust_rows, "volumes": volume_rows}[args.command](args)
     print(table(rows))
@@ -217,18 +220,46 @@ def volume_rows(args: argparse.Namespace) -> tuple[list[dict[str, object]], list
     for path in args.files:
         volume, geometry = loaded(path)
         mask, seconds, edge = masked(volume, geometry, args.model)
-        ml = float(np.prod(geometry.voxel_mm)) / 1000
-        rows.append(
-            {
-                "file": path.name,
-                "ml": round(float(mask.sum()) * ml),
-                "pieces": int(ndi.label(mask)[1]),
-                "edge_mm": round(edge, 2),
-                "seconds": round(seconds, 2),
-            }
+        others = {name: loaded(path.parent / f"{name}.nii.gz")[0] > 0.5 for name in args.other}
+        row: dict[str, object] = {"volume": path.parent.name if others else path.name}
+        row["ml"] = round(float(mask.sum() * np.prod(geometry.voxel_mm)) / 1000)
+        row |= {"pieces": int(ndi.label(mask)[1]), "edge_mm": round(edge, 2), "seconds": round(seconds, 2)}
+        rows.append(row | (against(mask, volume, geometry, others) if others else {}))
+        panels.append(
+            Panel(
+                volume,
+                geometry.voxel_mm,
+                {"yellow": mask, **dict(zip(COLOURS, others.values(), strict=False))},
+                path.name,
+            )
         )
-        panels.append(Panel(volume, geometry.voxel_mm, {"yellow": mask}, path.name))
     return rows, panels
+
+
+COLOURS = ("cyan", "red", "magenta")  # of other tools' masks
+
+
+def against(
+    mask: np.ndarray, volume: np.ndarray, geometry: Geometry, others: dict[str, np.ndarray]
+) -> dict[str, object]:
+    """Where there is no truth: what of ours lies outside all of the others' masks, and what they all call brain, is parenchyma
+    by its signal, and is missing from ours.
+
+    Parenchyma by its signal: within a quarter of the local level, which is the mean over 15 mm of what all call brain.
+    """
+    every, some = np.logical_and.reduce(list(others.values())), np.logical_or.reduce(list(others.values()))
+    ml = float(np.prod(geometry.voxel_mm)) / 1000
+    sigma = [15.0 / v for v in geometry.voxel_mm]
+    share = ndi.gaussian_filter(every.astype(np.float32), sigma)
+    level = ndi.gaussian_filter(np.where(every, volume, 0).astype(np.float32), sigma) / np.maximum(share, 1e-3)
+    parenchyma = every & (np.abs(volume / np.maximum(level, 1e-6) - 1) < 0.25)
+    row: dict[str, object] = {
+        "outside_all_ml": round(float((mask & ~some).sum()) * ml, 1),
+        "parenchyma_missed_ml": round(float((parenchyma & ~mask).sum()) * ml, 1),
+        "all_call_brain_missed_ml": round(float((every & ~mask).sum()) * ml, 1),
+        "holes_ml": round(float((ndi.binary_fill_holes(mask) & ~mask).sum()) * ml, 2),
+    }
+    return row | {f"dice_{name}": round(agreement(mask, other, 0.5), 3) for name, other in others.items()}
 
 
 def table(rows: Sequence[dict[str, object]]) -> str:

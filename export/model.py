@@ -141,7 +141,10 @@ class EdgeNet(nn.Module):
     brain's tissue; lengths multiples of 16.
 
     Blocks of 2 x 2 x 2 voxels become channels and back, so that all convolutions work on 4 mm and coarser; the last two see
-    the input's own voxels again, which is where the edge comes from.
+    the input's own voxels again, which is where the edge comes from. What they give is not the logit of each voxel but a
+    quadratic in that voxel's own brightness: at the edge a voxel's share of tissue is linear in its brightness, and which
+    brightness is brain is a matter of the surroundings (as in Chen et al., ACM Trans Graph 2016, doi:10.1145/2980179.2982423,
+    where a coarse network gives local affine models of a fine picture).
     """
 
     def __init__(
@@ -161,6 +164,9 @@ class EdgeNet(nn.Module):
         self.decoder = nn.ModuleList(_Residual(w) for w in widths[:-1])
         self.detail = ScaledConv(widths[0] + 8, detail, 3)
         self.out = nn.Conv3d(detail, 8 * outputs, 3, padding=1)
+        self.slopes = nn.Conv3d(detail, 2 * 8 * outputs, 1)
+        nn.init.zeros_(self.slopes.weight)
+        nn.init.zeros_(self.slopes.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         blocks = _to_channels(x)
@@ -173,8 +179,9 @@ class EdgeNet(nn.Module):
         for depth in reversed(range(len(self.decoder))):
             raised = functional.interpolate(self.up[depth](functional.relu(level)), scale_factor=2, mode="nearest")
             level = self.decoder[depth]((skips[depth] + raised) * 0.7)
-        fine = self.detail(torch.cat([functional.relu(level), blocks], dim=1))
-        return _to_voxels(self.out(functional.relu(fine)))
+        fine = functional.relu(self.detail(torch.cat([functional.relu(level), blocks], dim=1)))
+        first, second = _to_voxels(self.slopes(fine)).chunk(2, dim=1)
+        return _to_voxels(self.out(fine)) + x * (first + x * second)
 
 
 def _to_channels(x: Tensor) -> Tensor:

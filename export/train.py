@@ -34,7 +34,7 @@ SIZES: dict[str, dict[str, Any]] = {
 WARM_UP = 150
 DECAY = 0.998  # of the averaged weights
 VALIDATE_EVERY = 500
-FRESH_EVERY = 4  # every fourth step sees a sample that no step has seen; making one takes longer than a step
+FRESH_EVERY = 8  # every eighth step sees a sample that no step has seen; making one takes longer than a step
 BEYOND_LESIONS = 0.6  # share of a voxel that touches a lesion which counts as brain
 FACES = ndi.generate_binary_structure(3, 1)
 BATCH = 2  # windows a step; with one alone torch takes a convolution on the CPU that is three times slower
@@ -58,9 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="processes that make samples")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--pool", type=int, default=0, help="samples that the first step draws from already"
-    )
+    parser.add_argument("--pool", type=int, default=0, help="samples that the first step draws from already")
     parser.add_argument(
         "--bfloat16",
         action=argparse.BooleanOptionalAction,
@@ -93,7 +91,8 @@ def run(args: argparse.Namespace) -> Path:
     if args.start_from:
         found = torch.load(args.start_from, weights_only=True)["average"]
         own = network.state_dict()
-        network.load_state_dict({k: found[k] if found[k].shape == v.shape else v for k, v in own.items()})
+        fitting = {k: v for k, v in found.items() if k in own and v.shape == own[k].shape}
+        network.load_state_dict(own | fitting)
     average.load_state_dict(network.state_dict())
     optimiser = torch.optim.AdamW(network.parameters(), lr=args.rate, weight_decay=0.01, betas=(0.9, 0.99))
     step, best, spent = 0, 0.0, 0.0

@@ -46,6 +46,11 @@ def test_the_edge_is_trimmed_where_signal_is_gone_but_no_bleed():
     assert mask[28:, 9:26, 9:26].mean() < 0.02
     assert mask[10:14, 10:14, 10:14].all()
     assert mask[8:18, 8:18, 27:29].all()
+    firm = np.zeros(soft.shape, bool)
+    firm[28:, 12:20, 12:20] = True  # what the network is sure of: a bleed at the surface that is as dark as noise
+    kept = masking.clean(soft, geometry, magnitude=magnitude, firm=firm)
+    assert kept[28:30, 12:20, 12:20].all()
+    assert np.array_equal(kept & ~firm, mask & ~firm)
     hollow = np.where(np.indices(soft.shape)[0] > 14, 0, magnitude)  # a large dropout is not followed inside
     assert masking.clean(soft, geometry, magnitude=hollow)[20:26, 10:25, 10:25].all()
 

@@ -13,7 +13,7 @@ from qsm_edge.errors import UsageError
 from qsm_edge.masking import prepare, restore
 from qsm_edge.masking.cut import cheapest_surface
 from qsm_edge.masking.grid import closest_axes, turn, turn_back
-from qsm_edge.masking.morphology import closed, depth_mm, filled, largest, otsu
+from qsm_edge.masking.morphology import away_mm, closed, depth_mm, filled, grown, largest, otsu
 from qsm_edge.types import Geometry
 
 AXES = ["".join(letters) for pick in itertools.product("LR", "PA", "SI") for letters in itertools.permutations(pick)]
@@ -195,6 +195,15 @@ def test_depth_counts_from_the_nearest_outside_and_the_border_of_the_volume_is_n
     mask[4, 4, 4] = False
     assert depth_mm(mask, 2.0)[4, 4, 0] == pytest.approx(8.0)
     assert depth_mm(mask, 2.0)[0, 0, 0] == pytest.approx(8.0 * 3**0.5)
+
+
+@pytest.mark.parametrize("step_mm", [1.0, (0.7, 1.9, 1.3), (3.0, 0.5, 0.6)])
+@pytest.mark.parametrize("radius_mm", [0.2, 1.0, 3.0, 4.4, 30.0])
+def test_growing_by_rows_is_growing_by_distance(step_mm, radius_mm):
+    mask = np.random.default_rng(3).random((11, 14, 9)) > 0.99
+    assert mask.any()
+    assert np.array_equal(grown(mask, radius_mm, step_mm), away_mm(mask, step_mm) <= radius_mm)
+    assert not grown(np.zeros_like(mask), radius_mm, step_mm).any()
 
 
 def test_closing_fills_what_a_ball_does_not_fit_into_and_nothing_else():

@@ -18,6 +18,7 @@ from qsm_edge.modelcard import Card
 from qsm_edge.types import Array, Geometry, Note, OnIteration
 
 _TRIM_MM = 3.0  # how far from its surface a mask is trimmed where there is no signal
+_FIRM = 0.9  # probability of brain at which a voxel stays, however dark: a bleed at the surface
 _REACH = 12.0  # logits or mm from the edge: what is further tells nothing more about where the edge is
 
 
@@ -82,9 +83,10 @@ def network(
     box = reach(tissue, [card.closing_mm / v + 2 for v in geometry.voxel_mm])
     solid = np.zeros(geometry.shape, np.float32)
     solid[box] = closed(tissue[box], card.closing_mm, geometry.voxel_mm)
+    brain = _native(level[0, 0], grid, geometry, card)
     if card.guard:
-        solid[box] *= _native(level[0, 0], grid, geometry, card)[box] > card.guard
-    return clean(solid, geometry, smooth_mm=smooth_mm, magnitude=first)
+        solid[box] *= brain[box] > card.guard
+    return clean(solid, geometry, smooth_mm=smooth_mm, magnitude=first, firm=brain > _FIRM)
 
 
 def _native(volume: np.ndarray, grid: Grid, geometry: Geometry, card: Card) -> np.ndarray:
@@ -111,17 +113,19 @@ def clean(
     threshold: float = 0.5,
     smooth_mm: float = 0.7,
     magnitude: np.ndarray | None = None,
+    firm: np.ndarray | None = None,
 ) -> np.ndarray:
     """A continuous output (z, y, x) as a solid mask: smoothed, cut at `threshold`, largest piece, holes filled.
 
     The surface is smoothed by a Gaussian of `smooth_mm` before the cut, which moves no flat surface. With `magnitude`
     (z, y, x), the edge is taken back, 3 mm at most, where the signal is lost in noise and this is open to the outside; no
-    voxel deeper inside leaves for being dark: a bleed stays. Raises InputRefused mask_empty where nothing exceeds the
-    threshold, UsageError bad_call for another shape, bad_value for a negative width.
+    voxel deeper inside leaves for being dark, nor one that is `firm` (bool, z, y, x): a bleed stays. Raises InputRefused
+    mask_empty where nothing exceeds the threshold, UsageError bad_call for another shape, bad_value for a negative width.
     """
     values = np.asarray(soft, dtype=np.float32)
-    if values.shape != geometry.shape or (magnitude is not None and magnitude.shape != geometry.shape):
-        raise UsageError("bad_call", "the arrays do not lie on the grid", got=values.shape, wanted=geometry.shape)
+    for other in (values, magnitude, firm):
+        if other is not None and other.shape != geometry.shape:
+            raise UsageError("bad_call", "the arrays do not lie on the grid", got=other.shape, wanted=geometry.shape)
     if not 0 <= smooth_mm <= 20:
         raise UsageError("bad_value", "smooth_mm", got=smooth_mm, wanted="0 to 20")
     values = np.where(np.isfinite(values), values, 0)
@@ -132,6 +136,8 @@ def clean(
         part = filled(largest(part))
         if magnitude is not None and not part.all():
             faint = _faint(np.asarray(magnitude), box, part)
+            if firm is not None:
+                faint &= ~firm[box]
             part = filled(largest(_trimmed(part, faint, geometry.voxel_mm)))
     if not part.any():
         raise InputRefused(

@@ -98,7 +98,9 @@ def closed(mask: np.ndarray, radius_mm: float, step_mm: Step) -> np.ndarray:
     steps = step_mm if isinstance(step_mm, tuple) else (step_mm,) * 3
     margins = [int(np.ceil(radius_mm / step)) + 2 for step in steps]
     wide = grown(np.pad(mask, [(m, m) for m in margins], mode="edge"), radius_mm, step_mm)
-    gaps = grown(~wide, radius_mm, step_mm)  # beyond the border, the border repeats itself, so nothing comes in from there
+    gaps = grown(
+        ~wide, radius_mm, step_mm
+    )  # beyond the border, the border repeats itself, so nothing comes in from there
     return np.asarray(~gaps[tuple(slice(m, -m) for m in margins)] | mask)
 
 
@@ -125,5 +127,7 @@ def filled(mask: np.ndarray) -> np.ndarray:
                 at: list[slice | int] = [slice(1, -1)] * 3
                 at[axis] = side
                 wide[tuple(at)] = ndi.binary_fill_holes(face)
-    outside, _ = ndi.label(~wide)  # the twelve edges of what was added are never filled: one piece, which has the number 1
+    outside, _ = ndi.label(
+        ~wide
+    )  # the twelve edges of what was added are never filled: one piece, which has the number 1
     return np.asarray(outside[1:-1, 1:-1, 1:-1] != 1)

@@ -39,15 +39,32 @@ def test_other_weights_are_refused(tmp_path, content):
         network_of(state_of(tmp_path / "other.pth"))
 
 
+def made():
+    """A small network whose every part has a say, the slopes too, which training starts at zero."""
+    torch.manual_seed(1)
+    network = EdgeNet((8, 8, 8, 8), (1, 1, 1, 1)).eval()
+    torch.nn.init.normal_(network.slopes.weight, std=0.1)
+    return network
+
+
 @pytest.fixture(scope="module")
 def small():
-    torch.manual_seed(1)
-    return EdgeNet((8, 8, 8, 8), (1, 1, 1, 1)).eval()
+    return made()
+
+
+def test_a_voxels_own_brightness_moves_its_logit_along_a_parabola():
+    """Given the surroundings (a model of the network with the context held), three values of a voxel determine all others."""
+    network = made()
+    fine = torch.rand(1, network.out.in_channels, 8, 8, 8)
+    network.detail.register_forward_hook(lambda *_: fine)
+    with torch.no_grad():
+        at = [network(torch.full((1, 1, 16, 16, 16), value))[..., 3:13, 3:13, 3:13] for value in (0.0, 1.0, 2.0, 3.0)]
+    assert (at[3] - 3 * at[2] + 3 * at[1] - at[0]).abs().max() < 1e-4 * at[3].abs().max()
+    assert (at[2] - 2 * at[1] + at[0]).abs().max() > 1e-2
 
 
 def test_folding_the_standardised_weights_changes_nothing():
-    torch.manual_seed(1)
-    network = EdgeNet((8, 8, 8, 8), (1, 1, 1, 1)).eval()
+    network = made()
     x = torch.rand(2, 1, 32, 48, 32)
     with torch.no_grad():
         before = network(x)
