@@ -2,6 +2,7 @@
 #   make demo    reconstruct a sample and say where to look
 #   make test    lint, types, tests
 #   make bench   speed and accuracy, by hand (see bench/)
+#   make wheelhouse  the wheels of the runtime with hashes and bill of materials, for machines without a network
 #   make export  install what trains and exports the mask network (torch: large); its tests then run with `make test`
 #   make clean   remove what the targets above made
 
@@ -15,7 +16,7 @@ STAMPS := $(VENV)/stamps
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 
-.PHONY: demo test lint bench export clean help
+.PHONY: demo test lint bench export wheelhouse clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -39,6 +40,9 @@ bench: $(STAMPS)/dev
 	$(BIN)/python -m bench.run
 
 export: $(STAMPS)/export
+
+wheelhouse: $(STAMPS)/venv
+	$(BIN)/python deploy/wheelhouse/build.py dist/wheelhouse
 
 clean:
 	rm -rf $(VENV) demo_output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache bench/out

@@ -24,21 +24,27 @@ def smooth_field(
     return np.asarray(out, np.float32)
 
 
-def coil_sensitivity(points: Sequence[np.ndarray], rng: np.random.Generator, plain: bool) -> np.ndarray:
-    """Receive (and transmit) profile at the points [mm from the brain's middle; z, y, x], about 1, float32."""
+def coil_sensitivity(
+    points: Sequence[np.ndarray], rng: np.random.Generator, plain: bool, depth: float | None = None
+) -> np.ndarray:
+    """Receive (and transmit) profile at the points [mm from the brain's middle; z, y, x], about 1, float32.
+
+    Random; the usual one where `plain`; with a given `depth` the profile of that depth, see `world.Protocol`.
+    """
+    fixed = plain or depth is not None
     z, y, x = (p.reshape([-1 if a == axis else 1 for a in range(3)]) for axis, p in enumerate(points))
 
     def bell(centre: Sequence[float], widths: Sequence[float]) -> np.ndarray:
         square = sum(((p - c) / w) ** 2 for p, c, w in zip((z, y, x), centre, widths, strict=True))
         return np.asarray(np.exp(-np.asarray(square, np.float32)))
 
-    style = 0.3 if plain else float(rng.random())
+    style = 0.3 if fixed else float(rng.random())
     if style < 0.2:  # normalised by the scanner
         profile = np.ones((z.size, y.size, x.size), np.float32)
     elif style < 0.6:
-        depth = 0.7 if plain else float(rng.uniform(0.2, 1.0))
-        move = np.zeros(3) if plain else rng.normal(0, 20, 3)
-        profile = 1.3 - depth * bell(np.add(move, (0, 30 if plain else 0, 0)), (160, 140, 150))
+        deep = depth if depth is not None else 0.7 if plain else float(rng.uniform(0.2, 1.0))
+        move = np.zeros(3) if fixed else rng.normal(0, 20, 3)
+        profile = 1.3 - deep * bell(np.add(move, (0, 30 if fixed else 0, 0)), (160, 140, 150))
     elif style < 0.85:  # a few elements around the head, as sum of squares
         total = np.full((z.size, y.size, x.size), 0.02, np.float32)
         for angle in rng.uniform(0, 2 * np.pi, int(rng.integers(4, 10))):
@@ -48,7 +54,7 @@ def coil_sensitivity(points: Sequence[np.ndarray], rng: np.random.Generator, pla
         profile /= profile.mean()
     else:  # dielectric: bright in the middle
         profile = 0.35 + rng.uniform(0.4, 1.2) * bell(rng.normal(0, 15, 3), rng.uniform(60, 130, 3))
-    if not plain and rng.random() < 0.4:
+    if not fixed and rng.random() < 0.4:
         steps = [float(p[1] - p[0]) for p in points]
         profile = profile * np.exp(smooth_field(profile.shape, steps, 70.0, rng) * np.float32(rng.uniform(0, 0.25)))
     return np.asarray(profile, np.float32)

@@ -169,6 +169,7 @@ CURVES: dict[str, Callable[[float], Protocol]] = {
     "te_ms": lambda v: replace(USUAL, te_s=(v / 1000,)),
     "tilt_deg": lambda v: replace(USUAL, tilt_deg=(v, v / 3, v / 3)),
     "slab_mm": lambda v: replace(USUAL, slab_mm=(-v / 2, v / 2)),
+    "coil_depth": lambda v: replace(USUAL, coil_depth=v),
 }
 POINTS = {
     "noise": (0.005, 0.02, 0.05, 0.1),
@@ -178,6 +179,7 @@ POINTS = {
     "te_ms": (3.0, 10.0, 20.0, 40.0),
     "tilt_deg": (0.0, 15.0, 30.0, 45.0),
     "slab_mm": (40.0, 70.0, 100.0),
+    "coil_depth": (0.0, 0.7, 1.1),
 }
 
 

@@ -208,6 +208,16 @@ def folded(network: nn.Module) -> nn.Module:
     return network
 
 
+def unfolded(network: nn.Module, plain: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict with which `network` computes what the plain convolutions `plain` of its folded twin do."""
+    state = dict(plain)
+    for name, part in network.named_modules():
+        if isinstance(part, ScaledConv):
+            deviation = plain[f"{name}.weight"].var(dim=(1, 2, 3, 4), keepdim=True, unbiased=False)
+            state[f"{name}.gain"] = torch.sqrt(deviation * part.fan_in + 1e-5) / 1.7
+    return state
+
+
 def parameters(network: nn.Module) -> int:
     """How many there are."""
     return sum(p.numel() for p in network.parameters())

@@ -100,7 +100,7 @@ def sample(anatomies: list[Anatomy], seed: int, protocol: Protocol | None = None
     hertz = _field(world, anatomy, at, blood, mask, step_mm, rng, plain) * np.float32(hz_per_ppm(how.b0_tesla))
     signal *= _dephasing(hertz, how, step_mm)
     signal *= _texture(shape, step_mm, rng)
-    signal *= coil_sensitivity(points, rng, plain)
+    signal *= coil_sensitivity(points, rng, plain, how.coil_depth)
     spread = float(np.prod([min(1.0, v / s) for v, s in zip(how.voxel_mm, step_mm, strict=True)]))
     dark = (signal[0] < 2.5 * how.noise) & (lesion < 0.3)
     lost = ndi.binary_propagation(mask < 0.5, mask=(mask < 0.5) | dark) & (mask >= 0.5)

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import scipy.ndimage as ndi
 import torch
+from onnx import numpy_helper
 from torch import Tensor
 from torch.nn import functional
 
 from export.data import WORK, Pair, Source
-from export.model import OUTPUTS, PUBLISHED, BasicUNet, EdgeNet, parameters
+from export.model import OUTPUTS, PUBLISHED, BasicUNet, EdgeNet, parameters, unfolded
 from export.pictures import curve
 from qsm_edge.masking.confidence import agreement
 
@@ -68,7 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--develop", type=int, default=16, help="samples of the development heads that are validated on"
     )
-    parser.add_argument("--start-from", type=Path, help="a checkpoint whose averaged weights are started from")
+    parser.add_argument(
+        "--start-from", type=Path, help="a checkpoint whose averaged weights are started from, or an ONNX file of ours"
+    )
     parser.add_argument("--work", type=Path, default=WORK)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
@@ -89,7 +93,7 @@ def run(args: argparse.Namespace) -> Path:
     torch.manual_seed(args.seed)
     network, average = (build(args.size).to(device, memory_format=torch.channels_last_3d) for _ in range(2))
     if args.start_from:
-        found = torch.load(args.start_from, weights_only=True)["average"]
+        found = started_from(args.start_from, network)
         own = network.state_dict()
         fitting = {k: v for k, v in found.items() if k in own and v.shape == own[k].shape}
         network.load_state_dict(own | fitting)
@@ -158,6 +162,17 @@ def run(args: argparse.Namespace) -> Path:
             if better:
                 save({"average": average.state_dict(), "step": step, "size": args.size}, folder / "best.pt")
     return folder
+
+
+def started_from(path: Path, network: torch.nn.Module) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint; of an ONNX file those that it was folded from, for as long as it has them all."""
+    if path.suffix != ".onnx":
+        return dict(torch.load(path, weights_only=True, map_location="cpu")["average"])
+    initial = onnx.load(path).graph.initializer
+    plain = {
+        i.name.removesuffix(".half"): torch.from_numpy(numpy_helper.to_array(i).astype(np.float32)) for i in initial
+    }
+    return unfolded(network, plain)
 
 
 class Steps(torch.utils.data.Dataset):  # type: ignore[type-arg]

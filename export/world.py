@@ -16,7 +16,8 @@ FINEST_MM = 1.5  # finer voxels are averaged to this before anything is computed
 class Protocol:
     """How a sample is acquired. te_s (echoes), b0_tesla, voxel_mm (z, y, x), noise (sd of real and imaginary part, water at
     the coil's middle = 1), tilt_deg (about x, y, z), slab_mm: (lowest, highest) of the slices from the brain's middle along
-    the slab's normal, None for the brain and 12 mm more."""
+    the slab's normal, None for the brain and 12 mm more; coil_depth: how much darker the middle is than the rim, for a
+    receive coil that nothing corrects (0 none, 0.7 usual), None for a random one."""
 
     te_s: tuple[float, ...]
     b0_tesla: float
@@ -24,6 +25,7 @@ class Protocol:
     noise: float
     tilt_deg: tuple[float, float, float]
     slab_mm: tuple[float, float] | None
+    coil_depth: float | None = None
 
 
 def random_protocol(rng: np.random.Generator) -> Protocol:

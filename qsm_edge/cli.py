@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsm_edge import __version__
+from qsm_edge import __version__, contracts
 from qsm_edge.errors import QsmEdgeError
 from qsm_edge.progress import Progress
+from qsm_edge.queue_commands import add_commands
 from qsm_edge.run import MASKS, Done, Options, Outcome, Terminated, counted, line_of, place_of, run
 
 if TYPE_CHECKING:
@@ -110,6 +111,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", type=Path, metavar="FILE", help="the mask network, an ONNX file with its card")
     sub.add_argument("--nifti", action="store_true", help="write NIfTI files too")
     sub.add_argument("--parametric-map", action="store_true", help="write a DICOM Parametric Map (float32) too")
+    sub.add_argument(
+        "--maps", metavar="NAME,...", help="further DICOM series: t2star, r2star, swi, smwi, mip (minimum projection)"
+    )
     sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
     sub.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")
 
@@ -134,6 +138,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--headers-only", action="store_true", help="do not read the pixels: quicker, finds less")
     sub.add_argument("--quiet", action="store_true", help="show no progress")
 
+    add_commands(command)
+    contracts.add_command(command)
+
     sub = command("doctor", _doctor, "Check this installation, and its numbers on a case with a known answer.")
     sub.add_argument("--quiet", action="store_true", help="show no progress")
 
@@ -152,6 +159,7 @@ def _run(args: argparse.Namespace) -> int:
         device=args.device,
         nifti=args.nifti,
         parametric_map=args.parametric_map,
+        maps=() if args.maps is None else tuple(name.strip() for name in args.maps.split(",")),
     )
     progress = Progress(sys.stderr, quiet=args.quiet)
     outcome = run(args.input, args.output, options, progress, on_traceback=_write_error if args.debug else None)

@@ -200,10 +200,10 @@ def _unwrap_in_time(
 def r2star(
     magnitude: Array, mask: Array, echo_times_s: tuple[float, ...], *, largest_per_s: float = 500.0
 ) -> Array | None:
-    """Transverse decay rate R2* [1/s], (z, y, x), 0 to `largest_per_s`; None for one echo.
+    """Transverse decay rate R2* [1/s] by log-linear least squares over the echoes, weighted by magnitude^2.
 
-    Log-linear least squares over the echoes, weighted by magnitude^2, which undoes the logarithm's distortion of the
-    noise. Source: Pei et al., MRM 2015, doi:10.1002/mrm.25137 (comparison of R2* estimators).
+    (z, y, x), 0 to `largest_per_s`; None for one echo. The weights undo the logarithm's distortion of the noise.
+    Source: Pei et al., MRM 2015, doi:10.1002/mrm.25137 (comparison of R2* estimators).
     """
     if len(echo_times_s) < 2:
         return None

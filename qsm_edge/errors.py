@@ -79,9 +79,11 @@ REASONS: dict[str, str] = {
     "out_of_memory": "the reconstruction would need more memory than there is",
     "out_of_disk": "there is no room for the output",
     "no_device": "the requested device is not there",
+    "timed_out": "it took longer than its limit and was ended",
     # warnings that go with a result (never raised)
     "single_echo": "one echo: the phase offset cannot be told from the field",
     "offset_correction": "odd and even echoes differ by a phase offset (bipolar read-out); it was fitted and removed",
+    "map_needs_echoes": "a map of the decay needs two echoes or more and was left out",
     "values_clipped": "some values did not fit into the output's range",
     "mask_by_threshold": "the mask was made without a network and should be looked at",
     "mask_touches_edge": "the mask touches the edge of the volume",

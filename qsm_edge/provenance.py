@@ -83,13 +83,16 @@ def methods_paragraph(recipe: Recipe, series: GreSeries, records: list[StageReco
     body = []
     for record in records:
         if record.sentence or record.stage == "mask":
-            cited = "; ".join(f"doi:{doi}" for doi in record.dois)
-            sentence = record.sentence or "The brain mask was given from outside."
-            body.append(
-                f"{record.stage.capitalize()} ({_named(record)}): {sentence}" + (f" [{cited}]" if cited else "")
-            )
+            body.append(stated(record))
     tail = "Values are in ppm (DICOM: ppb), paramagnetic positive, relative to the stated reference. For research use only."
     return " ".join([head, *body, tail])
+
+
+def stated(record: StageRecord) -> str:
+    """What a stage did, in words, with the DOIs of its method."""
+    cited = "; ".join(f"doi:{doi}" for doi in record.dois)
+    sentence = record.sentence or "The brain mask was given from outside."
+    return f"{record.stage.capitalize()} ({_named(record)}): {sentence}" + (f" [{cited}]" if cited else "")
 
 
 def _derivation(recipe: Recipe, records: list[StageRecord]) -> str:

@@ -284,7 +284,7 @@ def _discard(old: Path, new: Path) -> None:
     """Delete an earlier result; what a user put beside our files in it moves on into the new one."""
     ours = {
         MARKER,
-        "chi",
+        *("chi", "t2star", "r2star", "swi", "smwi", "swi_mip"),
         "mask.dcm",
         "mask.nii.gz",
         "mask.json",

@@ -46,6 +46,7 @@ class Options:
     device: str = "auto"
     nifti: bool = False
     parametric_map: bool = False
+    maps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,11 @@ def run(
     UsageError and ResourceError for what concerns the whole call: an input that is not there or holds no file, an
     unknown recipe, an output that is no folder, an absent device. All that concerns one acquisition is in the Outcome.
     """
-    from qsm_edge import backend
+    from qsm_edge import backend, maps
     from qsm_edge.recipe import Recipe
 
     recipe = Recipe.load(options.recipe, options.overrides)
+    maps.check_names(options.maps)
     check_mask_options(recipe, options)
     backend.resolve_device(options.device)
     keep = check_paths(source, output, options)
@@ -283,6 +285,7 @@ def _one(
     progress: Progress,
 ) -> Done:
     """Load, reconstruct and write one acquisition."""
+    from qsm_edge.maps import bytes_on_disk, with_maps
     from qsm_edge.pipeline import reconstruct
 
     identity = identity_of(acquisition.source, variant)
@@ -291,13 +294,15 @@ def _one(
     clock = [time.perf_counter()]
     progress("read", 0.0)
     per_voxel = 3 + (21 if options.nifti else 0) + (4 if options.parametric_map else 0)
-    check_disk(acquisition.geometry, output, per_voxel)
+    more = bytes_on_disk(options.maps, acquisition.geometry, acquisition.source)
+    check_disk(acquisition.geometry, output, per_voxel, more)
     check_memory(acquisition)
     mask = options.mask if options.mask in MASKS else _read_mask(Path(options.mask), acquisition.geometry)
     series = acquisition.load()
     clock.append(time.perf_counter())
     model = None if options.model is None else str(options.model)
     result = reconstruct(series, recipe, mask=mask, device=options.device, model=model, progress=progress)
+    result = with_maps(result, options.maps)
     clock.append(time.perf_counter())
     final = publish.publish(output, name, identity, lambda folder: _write(result, folder, options, progress), keep)
     clock.append(time.perf_counter())
@@ -326,10 +331,11 @@ def check_memory(acquisition: Acquisition) -> None:
 
 def _write(result: Result, folder: Path, options: Options, progress: Progress) -> None:
     from qsm_edge import nifti, report
-    from qsm_edge.dicom import parametric, seg, write_series
+    from qsm_edge.dicom import parametric, seg, write, write_series
 
     progress("write", 0.0, "susceptibility series")
     write_series(result, folder / "chi")
+    write.write_extras(result, folder)
     progress("write", 0.5, "mask")
     seg.write_seg(result, folder / "mask.dcm")
     if options.parametric_map:
@@ -352,9 +358,9 @@ def _read_mask(path: Path, geometry: Geometry) -> Any:
     return maskfile.read_seg_mask(path, geometry)
 
 
-def check_disk(geometry: Geometry, output: Path, per_voxel: int) -> None:
-    """Refuse before reading rather than after: bytes a voxel, headers and a report, and a margin of a tenth."""
-    wanted = 1.1 * (math.prod(geometry.shape) * per_voxel + 4096 * geometry.shape[0] + 10e6)
+def check_disk(geometry: Geometry, output: Path, per_voxel: int, more: int = 0) -> None:
+    """Refuse before reading rather than after: bytes a voxel, headers and a report, `more` bytes, a margin of a tenth."""
+    wanted = 1.1 * (math.prod(geometry.shape) * per_voxel + 4096 * geometry.shape[0] + 10e6 + more)
     free = shutil.disk_usage(output).free
     if free < wanted:
         raise ResourceError(

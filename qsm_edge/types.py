@@ -225,12 +225,27 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class ExtraMap:
+    """A map that was asked for beside the susceptibility, (z, y, x) on the grid of its series, in the unit of its name.
+
+    name: 't2star' [ms], 'r2star' [1/s], 'swi', 'smwi' or 'swi_mip' (arbitrary units). derivation: how it was made, with
+    DOIs. slab: the slices that went into each slice of it.
+    """
+
+    name: str
+    volume: np.ndarray
+    derivation: str
+    slab: int = 1
+
+
+@dataclass(frozen=True)
 class Result:
     """A reconstruction on the grid of `series`, host arrays (z, y, x). `series` is what came in, with 0 for what was not finite.
 
     chi_ppm: susceptibility, zero outside `mask`. mask: bool, where chi has a value. brain: bool, the mask that came in.
     field_ppm: total field. local_ppm: field of the sources inside. r2star_per_s: None for one echo.
     residual: echo-fit residual relative to the signal (0 perfect). weight: 0..1, the reliability that the stages used.
+    extras: further maps, only those that were asked for (`maps.with_maps`).
     """
 
     series: GreSeries
@@ -244,3 +259,4 @@ class Result:
     r2star_per_s: np.ndarray | None
     quality: Quality
     provenance: Provenance
+    extras: tuple[ExtraMap, ...] = ()

@@ -21,7 +21,7 @@ from qsm_edge.types import Figure, Note, Quality, StageRecord
 
 SCHEMA_KEYS = {
     "": "schema schema_version software verdict notes figures acquisition geometry stages recipe environment methods "
-    "derivation windows use",
+    "derivation windows maps use",
     "software": "name version",
     "acquisition": "vendor encoding slug images facts b0_tesla echo_times_ms echo_signal",
     "geometry": "shape_zyx voxel_mm_zyx affine_lps_zyx b0_dir_zyx b0_dir_lps tilt_deg",

@@ -19,10 +19,12 @@ QUANTITY = Code("246205007", "SCT", "Quantity")
 MAGNETIC_SUSCEPTIBILITY = Code("126396", "DCM", "Magnetic Susceptibility")
 FIELD_MAP = Code("110807", "DCM", "Field Map MR Signal Intensity")
 R2_STAR = Code("126395", "DCM", "R2*")
+T2_STAR = Code("113064", "DCM", "T2*")
 
 PPB = Code("[ppb]", "UCUM", "ppb")
 PPM = Code("[ppm]", "UCUM", "ppm")
 PER_SECOND = Code("/s", "UCUM", "/s")
+MILLISECOND = Code("ms", "UCUM", "ms")
 
 SOURCE_IMAGE = Code("121322", "DCM", "Source image for image processing operation")
 ACQUISITION_EQUIPMENT = Code("109101", "DCM", "Acquisition Equipment")

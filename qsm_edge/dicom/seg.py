@@ -76,6 +76,7 @@ def mask_segmentation(series: GreSeries, mask: np.ndarray, provenance: Provenanc
         r2star_per_s=None,
         quality=Quality({}, (), ""),
         provenance=provenance,
+        extras=(),
         **maps,
     )
     images = list(slices(unmapped, KINDS["chi"], sources=False))  # of an empty map: they place the frames, no more

@@ -21,7 +21,7 @@ from qsm_edge.dicom.common import RESEARCH_USE_ONLY, common_header, new_file, qu
 from qsm_edge.dicom.copied import ascii_text, clean, decimal, decimals, texts
 from qsm_edge.dicom.uids import result_key, uid
 from qsm_edge.errors import UsageError
-from qsm_edge.types import Result
+from qsm_edge.types import ExtraMap, Result
 
 #: Stored values are clipped to +-LIMIT; the same on both sides, so that negating a map negates its pixels.
 LIMIT = 32767
@@ -31,41 +31,67 @@ SERIES_NUMBER_STEP = 9000
 
 @dataclass(frozen=True)
 class MapKind:
-    """How a map is stored: the stored integer times `slope` is the value in `unit`; `per_unit` units are 1 of ours."""
+    """How a map is stored: the stored integer times `slope` is the value in `unit`; `per_unit` units are 1 of ours.
+
+    image_type: what follows DERIVED and PRIMARY. quantity, unit: None for an image of arbitrary units, which has no
+    real-world values. series_offset: added to the series number, another one for every kind.
+    """
 
     name: str
-    image_type: str
+    image_type: tuple[str, ...]
     description: str
-    quantity: codes.Code
-    unit: codes.Code
+    quantity: codes.Code | None
+    unit: codes.Code | None
     per_unit: float
     slope: float
     window: tuple[int, int]
     series_offset: int
 
 
+def _weighted(name: str, image_type: tuple[str, ...], description: str, offset: int) -> MapKind:
+    return MapKind(name, image_type, description, None, None, 1.0, 1.0, (800, 1600), offset)
+
+
+_PPB = (codes.PPB, 1000.0, 1.0)
+#: Maps that every result has.
 KINDS: dict[str, MapKind] = {
     kind.name: kind
     for kind in (
-        MapKind("chi", "QSM", "QSM chi", codes.MAGNETIC_SUSCEPTIBILITY, codes.PPB, 1000.0, 1.0, (0, 400), 0),
-        MapKind("field", "FIELD_MAP", "Total field", codes.FIELD_MAP, codes.PPB, 1000.0, 1.0, (0, 1000), 1),
-        MapKind("local", "LOCAL_FIELD", "Local field", codes.FIELD_MAP, codes.PPB, 1000.0, 1.0, (0, 100), 2),
-        MapKind("r2star", "R2_STAR", "R2*", codes.R2_STAR, codes.PER_SECOND, 1.0, 1.0, (50, 100), 3),
+        MapKind("chi", ("OTHER", "QSM"), "QSM chi", codes.MAGNETIC_SUSCEPTIBILITY, *_PPB, (0, 400), 0),
+        MapKind("field", ("OTHER", "FIELD_MAP"), "Total field", codes.FIELD_MAP, *_PPB, (0, 1000), 1),
+        MapKind("local", ("OTHER", "LOCAL_FIELD"), "Local field", codes.FIELD_MAP, *_PPB, (0, 100), 2),
+        MapKind("r2star", ("OTHER", "R2_STAR"), "R2*", codes.R2_STAR, codes.PER_SECOND, 1.0, 1.0, (50, 100), 3),
+    )
+}
+#: Maps that a result has where they were asked for, by the names of `types.ExtraMap`.
+EXTRA_KINDS: dict[str, MapKind] = {
+    kind.name: kind
+    for kind in (
+        MapKind("t2star", ("OTHER", "T2_STAR"), "T2*", codes.T2_STAR, codes.MILLISECOND, 1.0, 1.0, (50, 100), 4),
+        KINDS["r2star"],
+        _weighted("swi", ("OTHER", "SWI"), "SWI", 5),
+        _weighted("smwi", ("OTHER", "SMWI"), "SMWI", 6),
+        _weighted("swi_mip", ("PROJECTION IMAGE", "SWI", "MIN_IP"), "SWI minIP", 7),
     )
 }
 
 
 def volume_of(result: Result, kind: MapKind) -> np.ndarray:
     """The map of `kind` (z, y, x) in our own unit. Raises UsageError where the result has none."""
+    extra = _extra(result, kind)
     volume = {
         "chi": result.chi_ppm,
         "field": result.field_ppm,
         "local": result.local_ppm,
         "r2star": result.r2star_per_s,
-    }[kind.name]
+    }.get(kind.name, None if extra is None else extra.volume)
     if volume is None:
         raise UsageError("bad_call", f"this result has no map {kind.name!r}")
     return np.asarray(volume)
+
+
+def _extra(result: Result, kind: MapKind) -> ExtraMap | None:
+    return next((extra for extra in result.extras if extra.name == kind.name), None)
 
 
 def stored_values(volume: np.ndarray, kind: MapKind) -> np.ndarray:
@@ -104,7 +130,7 @@ def write_map(
     series_number: int | None = None,
     description: str | None = None,
 ) -> tuple[Path, ...]:
-    """As `write_series`, for any of `KINDS`."""
+    """As `write_series`, for any of `KINDS` and `EXTRA_KINDS`."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError("bad_call", "the folder for the series is there already", where=folder.name)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
@@ -125,6 +151,12 @@ def write_map(
     return tuple(folder / name for name in names)
 
 
+def write_extras(result: Result, parent: Path) -> None:
+    """Write each of ``result.extras`` as a series into a folder of its name in `parent`."""
+    for extra in result.extras:
+        write_map(result, EXTRA_KINDS[extra.name], parent / extra.name)
+
+
 def slices(
     result: Result,
     kind: MapKind,
@@ -139,17 +171,23 @@ def slices(
     """
     stored = stored_values(volume_of(result, kind), kind)
     series_uid = uid("series", kind.name, *result_key(result), stored)
+    extra = _extra(result, kind)
+    slab = 1 if extra is None else extra.slab
     with quietly():
         common = common_header(result)
         _series(common, kind, result, series_number, description)
         common.SeriesInstanceUID = series_uid
-        _value_mapping(common, kind)
+        if extra is not None:
+            common.DerivationDescription = ascii_text(extra.derivation, "ST")
+        _pixels(common)
+        if kind.quantity is not None and kind.unit is not None:
+            common.RealWorldValueMappingSequence = [_value_mapping(kind, kind.quantity, kind.unit)]
     for z, plane in enumerate(stored):
         with quietly():  # not around the loop: a caller that stops in the middle would leave it open
             dataset = new_file(common, MRImageStorage, uid("image", series_uid, z))
-            _place(dataset, result, z)
+            _place(dataset, result, z, slab)
             if sources:
-                _name_sources(dataset, result, z)
+                _name_sources(dataset, result, z, slab)
             dataset.add_new("SmallestImagePixelValue", "SS", int(plane.min()))
             dataset.add_new("LargestImagePixelValue", "SS", int(plane.max()))
             dataset.PixelData = plane.astype("<i2").tobytes()
@@ -163,28 +201,38 @@ def _series(d: Dataset, kind: MapKind, result: Result, series_number: int | None
         series_number = min(max(int(source_number or 0), 0), 2**31 - 1 - 2 * SERIES_NUMBER_STEP)
         series_number += SERIES_NUMBER_STEP + kind.series_offset
     d.SeriesNumber, d.Modality = str(series_number), "MR"
-    tail = f" [{kind.unit.meaning}] - {RESEARCH_USE_ONLY}"
+    extra = _extra(result, kind)
+    thick = "" if extra is None or extra.slab == 1 else f" {_slab_mm(result, extra.slab):.3g} mm"
+    tail = thick + (f" [{kind.unit.meaning}]" if kind.unit else "") + f" - {RESEARCH_USE_ONLY}"
     d.SeriesDescription = ascii_text(description or kind.description, "LO")[: 64 - len(tail)].rstrip() + tail
-    d.ImageType = ["DERIVED", "PRIMARY", "OTHER", kind.image_type]
+    d.ImageType = ["DERIVED", "PRIMARY", *kind.image_type]
     d.WindowCenter, d.WindowWidth = (str(value) for value in kind.window)
 
 
-def _value_mapping(d: Dataset, kind: MapKind) -> None:
-    """Pixels and what they mean: signed 16 bit, a real-world value for every stored one."""
+def _slab_mm(result: Result, slab: int) -> float:
+    return slab * result.series.geometry.voxel_mm[0]
+
+
+def _pixels(d: Dataset) -> None:
+    """Signed 16 bit, larger is brighter."""
     d.SamplesPerPixel, d.PhotometricInterpretation = 1, "MONOCHROME2"
     d.BitsAllocated, d.BitsStored, d.HighBit, d.PixelRepresentation = 16, 16, 15, 1
+
+
+def _value_mapping(kind: MapKind, quantity: codes.Code, unit: codes.Code) -> Dataset:
+    """What the pixels mean: a real-world value for every stored one."""
     mapping = Dataset()
-    mapping.LUTExplanation, mapping.LUTLabel = f"{kind.quantity.meaning} in {kind.unit.meaning}", kind.name.upper()
+    mapping.LUTExplanation, mapping.LUTLabel = f"{quantity.meaning} in {unit.meaning}", kind.name.upper()
     mapping.add_new("RealWorldValueFirstValueMapped", "SS", -LIMIT)
     mapping.add_new("RealWorldValueLastValueMapped", "SS", LIMIT)
     mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept = kind.slope, 0.0
-    mapping.MeasurementUnitsCodeSequence = [codes.code_item(kind.unit)]
-    mapping.QuantityDefinitionSequence = [codes.quantity_item(kind.quantity)]
-    d.RealWorldValueMappingSequence = [mapping]
+    mapping.MeasurementUnitsCodeSequence = [codes.code_item(unit)]
+    mapping.QuantityDefinitionSequence = [codes.quantity_item(quantity)]
+    return mapping
 
 
-def _place(d: Dataset, result: Result, z: int) -> None:
-    """Number and position of one slice."""
+def _place(d: Dataset, result: Result, z: int, slab: int) -> None:
+    """Number and position of one slice, and its thickness where it holds a slab of them."""
     geometry, source = result.series.geometry, result.series.source
     affine, voxel = geometry.affine_lps, geometry.voxel_mm
     columns, rows = affine[:3, 2] / voxel[2], affine[:3, 1] / voxel[1]
@@ -195,10 +243,12 @@ def _place(d: Dataset, result: Result, z: int) -> None:
     d.ImagePositionPatient, d.PixelSpacing = decimals(*position[:3]), decimals(*voxel[1:])
     d.SliceLocation, d.SpacingBetweenSlices = decimals(float(position[:3] @ np.cross(columns, rows)), voxel[0])
     d.SliceThickness = clean("SliceThickness", texts(source.template, "SliceThickness")) or d.SpacingBetweenSlices
+    if slab > 1:
+        d.SliceThickness = decimal(round(_slab_mm(result, slab), 4))
 
 
-def _name_sources(d: Dataset, result: Result, z: int) -> None:
-    of = result.series.source.slices
-    used = of[z] if z < len(of) else ()
+def _name_sources(d: Dataset, result: Result, z: int, slab: int) -> None:
+    slab_of = result.series.source.slices[max(z - slab // 2, 0) : z + slab // 2 + 1]
+    used = [image for images in slab_of for image in images]
     if used:
         d.SourceImageSequence, d.ReferencedSeriesSequence = source_images(used), referenced_series(used)

@@ -17,6 +17,7 @@ Schema 1 (units in the names; a number that was not measured or is not finite is
     methods                   text, dois [...]
     derivation                what the DICOM output says of how it was made
     windows                   {picture: [black, white]}
+    maps                      [name]                         further series, by the names of their folders
     use                       "research use only"
 
 Keys may be added within a version, never renamed or removed. Nothing here names the patient: the DICOM template is not
@@ -87,7 +88,7 @@ def echo_signal(result: Result) -> list[float]:
 def windows(b0_tesla: float) -> dict[str, tuple[float, float]]:
     """The grey windows of the page's pictures: fixed, so that two reports can be laid side by side.
 
-    R2* of tissue grows about in proportion to the field strength, so its window does.
+    R2* of tissue grows about in proportion to the field strength, so its window does, and that of T2* shrinks.
     """
     return {
         "chi_ppm": (-0.2, 0.2),
@@ -95,6 +96,7 @@ def windows(b0_tesla: float) -> dict[str, tuple[float, float]]:
         "local_ppm": (-0.05, 0.05),
         "r2star_per_s": (0.0, 15.0 * b0_tesla),
         "residual": (0.0, 0.1),
+        "t2star_ms": (0.0, 300.0 / b0_tesla),
     }
 
 
@@ -148,6 +150,7 @@ def report_dict(result: Result) -> dict[str, Any]:
         "methods": {"text": made.methods_text, "dois": cited(result)},
         "derivation": made.derivation,
         "windows": windows(series.b0_tesla),
+        "maps": [extra.name for extra in result.extras],
         "use": USE,
     }
     answer: dict[str, Any] = plain(facts)

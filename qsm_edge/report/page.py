@@ -35,6 +35,12 @@ _NAMES = {
     "sign_index": "Sign index",
     "clipped": "Clipped",
 }
+_EXTRAS = {
+    "t2star": "T2*",
+    "swi": "Susceptibility-weighted image",
+    "smwi": "Susceptibility-map-weighted image",
+    "swi_mip": "Minimum-intensity projection of the susceptibility-weighted image",
+}
 _TILES = ("brain_volume", "cover", "snr", "field_noise", "residual", "unreliable", "chi_spread", "sign_index")
 
 
@@ -119,8 +125,8 @@ def _figure(picture: Mosaic, alt: str, title: str, caption: str) -> str:
     )
 
 
-def _pictures(result: Result, facts: dict[str, Any]) -> tuple[str, str]:
-    """The map in full, and the same few slices of everything that it was made from."""
+def _pictures(result: Result, facts: dict[str, Any]) -> tuple[str, ...]:
+    """The map in full, the same few slices of everything that it was made from, and of the further maps."""
     series, counter = result.series, itertools.count()
     brain, mask = np.asarray(result.brain, dtype=bool), np.asarray(result.mask, dtype=bool)
     view = View.around(brain | mask, series.geometry)
@@ -193,10 +199,21 @@ def _pictures(result: Result, facts: dict[str, Any]) -> tuple[str, str]:
         rest.append(
             figure("Echo-fit residual", result.residual, misfit, few, ends=(misfit, "of the signal"), within=brain)
         )
-    return (
+    further = []
+    for extra in result.extras:  # R2* is among the others already
+        title = _EXTRAS.get(extra.name, extra.name)
+        caption = f"series <code>{escape(extra.name)}/</code>"
+        if extra.name == "t2star":
+            times = shades["t2star_ms"]
+            ends = (times, "ms")
+            further.append(figure(title, extra.volume, times, few, ends=ends, caption=caption, within=brain))
+        elif extra.name != "r2star":
+            further.append(figure(title, extra.volume, _bright(extra.volume, brain), few, caption=caption))
+    sections = [
         section("Susceptibility", f'<p class="how">{escape(how)}</p>{chi}'),
         section("From signal to susceptibility", "".join(rest)),
-    )
+    ]
+    return (*sections, section("Further maps", "".join(further))) if further else tuple(sections)
 
 
 def _bright(magnitude: np.ndarray, brain: np.ndarray) -> tuple[float, float]:

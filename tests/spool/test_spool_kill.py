@@ -1,0 +1,107 @@
+"""kill -9 at any point of a night: what was acknowledged is there, every study has one result, nothing else is left."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from qsm_edge.dicom.identify import hashed
+from qsm_edge.spool import opened
+from qsm_edge.spool.recover import recover
+from tests.spool.spool_world import check_agreement, site, states
+from tests.spool.studies import contents
+
+PATIENCE_S = 300.0
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = ("siemens_classic", "philips_classic", "philips_enhanced", "siemens_xa_enhanced")
+
+
+def _until_alive(root: Path, service: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not (root / "alive").exists():
+        assert service.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    (root / "alive").unlink()
+
+
+def _study(content: bytes) -> str:
+    return str(pydicom.dcmread(io.BytesIO(content), specific_tags=["StudyInstanceUID"]).StudyInstanceUID)
+
+
+def _start(root: Path, seed: int) -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-m", "tests.spool.killed_service", str(root), str(seed)]
+    return subprocess.Popen(words, cwd=ROOT, start_new_session=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no kill -9 on Windows")
+def test_a_service_killed_again_and_again_loses_nothing_and_delivers_one_result_of_each_study(tmp_path):
+    chance, kills = random.Random(20), int(os.environ.get("QSM_EDGE_TEST_KILLS", "10"))
+    studies = int(os.environ.get("QSM_EDGE_TEST_STUDIES", "4"))
+    (tmp_path / "night").mkdir()
+    (tmp_path / "sizes").mkdir()
+    names = [(encoding, f"{encoding}{number}") for number in range(studies) for encoding in STUDIES][:studies]
+    for encoding, name in names:
+        files = contents(encoding, name=name, echo_times_s=(0.004, 0.0115))
+        for number, content in enumerate(files):
+            (tmp_path / "night" / f"{encoding}-{name}-{number}").write_bytes(content)
+        (tmp_path / "sizes" / hashed(_study(files[0]))).write_text(str(len(files)))
+    (tmp_path / "studies").write_text(str(studies))
+    died = 0
+    for number in range(kills):
+        service = _start(tmp_path, number)
+        _until_alive(tmp_path, service)
+        try:
+            assert service.wait(chance.uniform(0.0, 2.5)) == 0
+            break
+        except subprocess.TimeoutExpired:
+            os.kill(service.pid, signal.SIGKILL)  # the service alone: what it started has to end or be made up for
+            service.wait()
+            died += 1
+            _check_acknowledged(tmp_path)
+    else:
+        last = _start(tmp_path, kills)
+        try:
+            assert last.wait(PATIENCE_S) == 0
+        finally:
+            last.kill()
+    assert died >= min(kills, 3)
+    _check_acknowledged(tmp_path)
+    with opened(site(tmp_path).spool.folder) as spool:
+        assert recover(spool).requeued == 0
+        check_agreement(spool)
+        assert states(spool) == ["done"] * studies
+        assert states(spool, "instances") == ["held"] * len(list((tmp_path / "night").iterdir()))
+        entered = {f"done/{r['job']}/{r['path']}": r["sha256"] for r in spool.ledger.rows("SELECT * FROM results")}
+    received = defaultdict(set)
+    for line in (tmp_path / "received").read_text().splitlines():
+        path, digest = line.split()
+        received[path.removeprefix("done/").split("/out/")[0].split("/")[-1], path.split("/out/")[1]].add(digest)
+    assert all(len(digests) == 1 for digests in received.values())  # repeated perhaps, never another
+    wanted = {(k.split("/")[1], k.split("/out/")[1]): {v} for k, v in entered.items() if k.endswith(".dcm")}
+    assert received == wanted
+
+
+def _check_acknowledged(root: Path) -> None:
+    """Whatever a sender was told, right after the kill, before anything was put right."""
+    if not (root / "acknowledged").exists():
+        return
+    with opened(site(root).spool.folder) as spool:
+        held = {row["name"] for row in spool.ledger.rows("SELECT name FROM instances WHERE state = 'held'")}
+        entered = {name.partition("-")[2] for name in held}
+        there = {path.read_bytes() for path in spool.folder("held").rglob("*.dcm")}
+    for name in set((root / "acknowledged").read_text().split("\n")[:-1]):
+        content = (root / "night" / name).read_bytes()
+        assert content in there
+        assert hashlib.sha256(content).hexdigest()[:16] in entered
