@@ -65,14 +65,14 @@ def _module(args: argparse.Namespace) -> int:
 def folders(environment: Mapping[str, str]) -> tuple[Path, Path]:
     """Input and output folder. UsageError (bad_call) where none, half of a pair, or two that differ are named."""
     named: set[tuple[str, str]] = set()
-    for source, output in FOLDERS:
-        pair = environment.get(source, ""), environment.get(output, "")
+    for reads, writes in FOLDERS:
+        pair = environment.get(reads, ""), environment.get(writes, "")
         if any(pair) and not all(pair):
-            raise UsageError("bad_call", "one of two variables is not set", wanted=f"{source} and {output}")
+            raise UsageError("bad_call", "one of two variables is not set", wanted=f"{reads} and {writes}")
         if all(pair):
             named.add((os.path.normpath(pair[0]), os.path.normpath(pair[1])))
     if len(named) != 1:
-        wanted = " or ".join(f"{source} and {output}" for source, output in FOLDERS)
+        wanted = " or ".join(" and ".join(pair) for pair in FOLDERS)
         what = "the environment names different folders" if named else "the environment names no folders"
         raise UsageError("bad_call", what, wanted=wanted)
     source, output = (Path(name) for name in named.pop())
@@ -117,9 +117,11 @@ def _settings(path: Path) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise UsageError("bad_call", "the task cannot be read", where=TASK, got=error.strerror) from error
+    settings: list[Any]
     try:
-        task = json.loads(content[:_MOST_TASK_BYTES]) if len(content) <= _MOST_TASK_BYTES else None
-        process = (task.get("process") or {}) if isinstance(task, dict) else None
+        if len(content) > _MOST_TASK_BYTES:
+            raise ValueError
+        process = json.loads(content).get("process") or {}
         steps = process if isinstance(process, list) else [process]
         settings = [step.get("settings") or {} for step in steps]
     except (ValueError, AttributeError, RecursionError):

@@ -66,10 +66,12 @@ def network(
     if on_iteration:
         on_iteration(1, 0.0)
     level = np.mean(levels, axis=0)
-    shares = [_probability(one[0, -1], card.output) for one in levels]
+    # Where there are two outputs, the mask's tells of the mask: tissue has an edge in every sulcus.
+    shares = [_probability(one[0, 0], card.output) for one in levels]
+    cut = card.threshold if card.closing_mm is None else 0.5
     sure = Confidence(
         edge_mm(np.mean(shares, axis=0), grid.spacing_mm),
-        agreement(shares[0], shares[1], card.threshold) if card.mirror else None,
+        agreement(shares[0], shares[1], cut) if card.mirror else None,
     )
     if on_confidence:
         on_confidence(sure)
