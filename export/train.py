@@ -172,7 +172,8 @@ def started_from(path: Path, network: torch.nn.Module) -> dict[str, Tensor]:
     plain = {
         i.name.removesuffix(".half"): torch.from_numpy(numpy_helper.to_array(i).astype(np.float32)) for i in initial
     }
-    return unfolded(network, plain)
+    own = network.state_dict()
+    return unfolded(network, {name: value for name, value in plain.items() if name in own})
 
 
 class Steps(torch.utils.data.Dataset):  # type: ignore[type-arg]

@@ -63,7 +63,7 @@ def test_a_service_killed_again_and_again_loses_nothing_and_delivers_one_result_
         service = _start(tmp_path, number)
         _until_alive(tmp_path, service)
         try:
-            assert service.wait(chance.uniform(0.0, 2.5)) == 0
+            assert service.wait(chance.uniform(0.0, 0.8)) == 0
             break
         except subprocess.TimeoutExpired:
             os.kill(service.pid, signal.SIGKILL)  # the service alone: what it started has to end or be made up for
