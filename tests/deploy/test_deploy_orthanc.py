@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +17,7 @@ import sandbox
 from qsm_edge import listen
 from qsm_edge.dicom.vendors import OWN_MANUFACTURER
 from tests import dicom_factory
+from tests.orthanc_server import Orthanc, free_ports, running
 
 pytestmark = pytest.mark.orthanc
 PATIENCE_S = 60.0
@@ -41,73 +38,25 @@ def receiver(folder: Path, port: int) -> Iterator[list[str]]:
         yield given
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
-
-
-class Orthanc:
-    """A running server with the script."""
-
-    def __init__(self, http_port: int) -> None:
-        self.root = f"http://127.0.0.1:{http_port}"
-
-    def ask(self, path: str, body: bytes | None = None):
-        with urllib.request.urlopen(self.root + path, body, timeout=20) as answer:
-            return json.loads(answer.read())
-
-    def take(self, *datasets: pydicom.Dataset) -> None:
-        for dataset in datasets:
-            held = io.BytesIO()
-            dataset.save_as(held, enforce_file_format=True)
-            assert self.ask("/instances", held.getvalue())["Status"] == "Success"
+def take(server: Orthanc, *datasets: pydicom.Dataset) -> None:
+    """Give Orthanc images by its REST interface."""
+    for dataset in datasets:
+        held = io.BytesIO()
+        dataset.save_as(held, enforce_file_format=True)
+        assert server.ask("/instances", held.getvalue())["Status"] == "Success"
 
 
 @contextlib.contextmanager
 def orthanc(folder: Path, our_port: int, ports: Sequence[int] = ()) -> Iterator[Orthanc]:
     """An Orthanc with the script that knows us at `our_port`; `ports` are its own, DICOM and HTTP."""
-    executable = sandbox.program("Orthanc")
-    dicom_port, http_port = ports or free_ports(2)
-    folder.mkdir()
-    settings = {
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "storage"),
-        "Plugins": [],
+    more = {
         "LuaScripts": [str(sandbox.DEPLOY / "orthanc" / "qsm-edge.lua")],
-        "DicomAet": "ORTHANC",
-        "DicomPort": dicom_port,
-        "HttpPort": http_port,
-        "HttpBindAddresses": ["127.0.0.1"],
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
         "DicomModalities": {"qsm-edge": ["QSMEDGE", "127.0.0.1", our_port]},
         "StableAge": 1,
     }
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([executable, str(folder / "orthanc.json")], stdout=log, stderr=log, cwd=folder)
-        try:
-            server = Orthanc(http_port)
-            until(lambda: process.poll() is not None or answers(server))
-            assert process.poll() is None, (folder / "log").read_text(errors="replace")[-2000:]
-            yield server
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(20)
+    with running(sandbox.program("Orthanc"), folder, more, ports) as server:
+        yield server
     assert "Lua error" not in (folder / "log").read_text(errors="replace")
-
-
-def answers(server: Orthanc) -> bool:
-    with contextlib.suppress(urllib.error.URLError, OSError):
-        return bool(server.ask("/system"))
-    return False
 
 
 def until(done: Callable[[], object]) -> None:
@@ -156,7 +105,7 @@ def test_a_stable_study_goes_out_once_and_results_that_come_back_do_not(tmp_path
     uids, late = {dataset.SOPInstanceUID for dataset in study}, study[-1]
     (port,) = free_ports(1)
     with orthanc(tmp_path / "orthanc", port) as server:
-        server.take(*study[:-1])
+        take(server, *study[:-1])
         change = stable_again(server, 0)
         until(lambda: server.ask("/jobs"))
         assert ended(server) == ["Failure"]
@@ -166,12 +115,12 @@ def test_a_stable_study_goes_out_once_and_results_that_come_back_do_not(tmp_path
             until(lambda: len(given) == len(study) - 1)
             assert set(given) == uids - {late.SOPInstanceUID}
 
-            server.take(returned(dicom_factory.scan(name="routed")[0]))
+            take(server, returned(dicom_factory.scan(name="routed")[0]))
             change = stable_again(server, change)
             assert ended(server) == ["Success"]
             assert len(given) == len(study) - 1, "our own output, or what was sent before, went out"
 
-            server.take(late)
+            take(server, late)
             stable_again(server, change)
             until(lambda: late.SOPInstanceUID in given)
             assert ended(server) == ["Success", "Success"]
@@ -194,7 +143,7 @@ def test_a_study_goes_to_the_service_and_its_results_come_back_once(tmp_path):
     study = sandbox.small_head("routed", "philips_enhanced")
     sent = len({dataset.SeriesInstanceUID for dataset in study})
     with orthanc(tmp_path / "orthanc", listens, ports[1:]) as server, service(site):
-        server.take(*study)
+        take(server, *study)
         change = stable_again(server, 0)
         until(lambda: len(server.ask("/series")) == sent + 2)
         change = stable_again(server, change)

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
 import re
-import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 
 import judges
@@ -22,81 +15,13 @@ import results
 from qsm_edge.dicom.parametric import write_parametric_map
 from qsm_edge.dicom.seg import write_seg
 from qsm_edge.dicom.write import write_series
-
-PATIENCE_S = 60.0
-
-
-@dataclass(frozen=True)
-class Orthanc:
-    """A running server: its ports on the loopback interface."""
-
-    dicom_port: int
-    http_port: int
-
-    def get(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=20) as answer:
-            return answer.read()
-
-    def ask(self, path: str):
-        return json.loads(self.get(path))
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
+from tests.orthanc_server import Orthanc, running
 
 
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory):
-    executable = judges.program("Orthanc")
-    folder = tmp_path_factory.mktemp("orthanc")
-    dicom_port, http_port = free_ports(2)
-    settings = {
-        "Name": "qsm-edge tests",
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "storage"),
-        "Plugins": [],
-        "DicomAet": "ORTHANC",
-        "DicomPort": dicom_port,
-        "HttpPort": http_port,
-        "HttpBindAddresses": ["127.0.0.1"],
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomAlwaysAllowStore": True,
-        "DicomCheckCalledAet": True,
-        "OverwriteInstances": False,
-        "StorageCompression": False,
-    }
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([executable, str(folder / "orthanc.json")], stdout=log, stderr=log, cwd=folder)
-        try:
-            server = Orthanc(dicom_port, http_port)
-            wait_for(server, process, folder / "log")
-            yield server
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(20)
-
-
-def wait_for(server: Orthanc, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            pytest.fail(f"Orthanc stopped: {log.read_text(errors='replace')[-2000:]}")
-        with contextlib.suppress(urllib.error.URLError, OSError):
-            server.ask("/system")
-            with socket.create_connection(("127.0.0.1", server.dicom_port), timeout=2):
-                return
-        time.sleep(0.1)
-    pytest.fail(f"Orthanc did not answer in {PATIENCE_S} s")
+    with running(judges.program("Orthanc"), tmp_path_factory.mktemp("orthanc")) as server:
+        yield server
 
 
 def send(server: Orthanc, paths: list[Path]) -> None:

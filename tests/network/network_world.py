@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import socket
 import struct
 import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +23,7 @@ from pynetdicom import AE, build_context
 
 from qsm_edge import listen
 from qsm_edge.listen import Audit, Origin, Reports, Settings
+from tests.orthanc_server import Orthanc, running
 
 PATIENT = "Mustermann^Hans"
 PATIENT_ID = "4711-geheim"
@@ -249,81 +247,9 @@ def hashed(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()[:32]
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
-
-
-@dataclass(frozen=True)
-class Orthanc:
-    """A running server: its ports on the loopback interface."""
-
-    dicom_port: int
-    http_port: int
-
-    def get(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=20) as response:
-            return response.read()
-
-    def ask(self, path: str):
-        return json.loads(self.get(path))
-
-    def post(self, path: str, content: object):
-        body = json.dumps(content).encode()
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", body, timeout=60) as response:
-            return json.loads(response.read())
-
-
 @contextlib.contextmanager
 def orthanc(folder: Path, our_port: int, plugins: Sequence[str] = ()) -> Iterator[Orthanc]:
     """An Orthanc that knows us as QSMEDGE at `our_port`."""
-    executable = program("Orthanc")
-    folder.mkdir()
-    dicom_port, http_port = free_ports(2)
-    settings = {
-        "Name": "qsm-edge tests",
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "storage"),
-        "Plugins": list(plugins),
-        "DicomAet": "ORTHANC",
-        "DicomPort": dicom_port,
-        "HttpPort": http_port,
-        "HttpBindAddresses": ["127.0.0.1"],
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomAlwaysAllowStore": True,
-        "DicomCheckCalledAet": True,
-        "DicomModalities": {"edge": {"AET": "QSMEDGE", "Host": "127.0.0.1", "Port": our_port}},
-        "OverwriteInstances": False,
-        "StorageCompression": False,
-    }
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([executable, str(folder / "orthanc.json")], stdout=log, stderr=log, cwd=folder)
-        try:
-            server = Orthanc(dicom_port, http_port)
-            _wait_for(server, process, folder / "log")
-            yield server
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(20)
-
-
-def _wait_for(server: Orthanc, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            pytest.fail(f"Orthanc stopped: {log.read_text(errors='replace')[-2000:]}")
-        with contextlib.suppress(urllib.error.URLError, OSError):
-            server.ask("/system")
-            with connected(server.dicom_port, 2):
-                return
-        time.sleep(0.1)
-    pytest.fail(f"Orthanc did not answer in {PATIENCE_S} s")
+    known = {"edge": {"AET": "QSMEDGE", "Host": "127.0.0.1", "Port": our_port}}
+    with running(program("Orthanc"), folder, {"Plugins": list(plugins), "DicomModalities": known}) as server:
+        yield server

@@ -12,12 +12,13 @@ from pathlib import Path
 import network_world as world_of
 import pydicom
 import pytest
-from network_world import dataset_bytes, files, free_ports, image, listening, orthanc, program, run, wait_until
+from network_world import dataset_bytes, files, image, listening, orthanc, program, run, wait_until
 from pydicom.uid import SegmentationStorage
 
 from qsm_edge import send
 from qsm_edge.listen import Reports
 from qsm_edge.send import Destination
+from tests.orthanc_server import free_ports
 
 DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 

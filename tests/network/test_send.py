@@ -19,6 +19,7 @@ from pynetdicom import AE, evt
 from qsm_edge import send
 from qsm_edge.errors import UsageError
 from qsm_edge.send import Destination
+from tests.orthanc_server import free_ports
 
 
 def to(port: int, **options) -> Destination:
@@ -115,7 +116,7 @@ def test_what_cannot_be_sent_is_told_file_by_file(tmp_path):
 
 def test_nobody_there_a_stranger_s_title_and_a_peer_that_takes_nothing_of_it(tmp_path):
     (path,) = files(tmp_path / "out", 1)
-    (free,) = world_of.free_ports(1)
+    (free,) = free_ports(1)
     (nobody,) = send.send([path], to(free))
     assert (nobody.outcome, nobody.retry) == ("failed", True)
     with listening(tmp_path, maximum_associations=1) as world:
