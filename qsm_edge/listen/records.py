@@ -14,8 +14,18 @@ from qsm_edge.errors import UsageError
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 
-def _range(default: float | int, low: float, high: float) -> Any:
+def bounded(default: float | int, low: float, high: float) -> Any:
+    """A field with the range that `check_bounds` holds it to."""
     return field(default=default, metadata={"low": low, "high": high})
+
+
+def check_bounds(record: Any) -> None:
+    """Raise UsageError bad_value where a `bounded` field of a record is beyond its range."""
+    for one in record.__dataclass_fields__.values():
+        value = getattr(record, one.name)
+        if "low" in one.metadata and not one.metadata["low"] <= value <= one.metadata["high"]:
+            wanted = f"from {one.metadata['low']:g} to {one.metadata['high']:g}"
+            raise UsageError("bad_value", where=one.name, got=value, wanted=wanted)
 
 
 @dataclass(frozen=True)
@@ -27,18 +37,18 @@ class Settings:
     left of a PDU; idle_timeout_s: between PDUs. tls_ca: peers must show a certificate signed by it.
     """
 
-    port: int = _range(11112, 0, 65535)
+    port: int = bounded(11112, 0, 65535)
     bind: str = "127.0.0.1"
     ae_title: str = "QSMEDGE"
     calling_ae_titles: tuple[str, ...] = ()
     any_calling_ae_title: bool = False
     addresses: tuple[str, ...] = LOOPBACK
-    maximum_associations: int = _range(8, 1, 100)
-    maximum_pdu_bytes: int = _range(128 << 10, 4 << 10, 1 << 20)
-    maximum_instance_bytes: int = _range(4 << 30, 1 << 10, 1 << 40)
-    association_timeout_s: float = _range(10.0, 0.1, 3600.0)
-    network_timeout_s: float = _range(30.0, 0.1, 3600.0)
-    idle_timeout_s: float = _range(60.0, 0.1, 86400.0)
+    maximum_associations: int = bounded(8, 1, 100)
+    maximum_pdu_bytes: int = bounded(128 << 10, 4 << 10, 1 << 20)
+    maximum_instance_bytes: int = bounded(4 << 30, 1 << 10, 1 << 40)
+    association_timeout_s: float = bounded(10.0, 0.1, 3600.0)
+    network_timeout_s: float = bounded(30.0, 0.1, 3600.0)
+    idle_timeout_s: float = bounded(60.0, 0.1, 86400.0)
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None
@@ -73,11 +83,7 @@ class Audit:
 
 def check(settings: Settings) -> None:
     """Raise UsageError bad_value for settings that cannot work; numbers are held against the ranges of their fields."""
-    for one in settings.__dataclass_fields__.values():
-        value = getattr(settings, one.name)
-        if "low" in one.metadata and not one.metadata["low"] <= value <= one.metadata["high"]:
-            wanted = f"from {one.metadata['low']:g} to {one.metadata['high']:g}"
-            raise UsageError("bad_value", where=one.name, got=value, wanted=wanted)
+    check_bounds(settings)
     for title in (settings.ae_title, *settings.calling_ae_titles):
         check_ae_title(title)
     try:

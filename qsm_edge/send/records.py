@@ -10,13 +10,10 @@ from typing import Any
 
 from qsm_edge.errors import UsageError
 from qsm_edge.listen import check_ae_title
+from qsm_edge.listen.records import bounded, check_bounds
 
 KINDS, COMMITMENTS = ("dicom", "stow"), ("no", "if_offered", "required")
 STORED, COMMITTED, REFUSED, FAILED = "stored", "committed", "refused", "failed"
-
-
-def _range(default: float | int, low: float, high: float) -> Any:
-    return field(default=default, metadata={"low": low, "high": high})
 
 
 def _choice(default: str, names: tuple[str, ...]) -> Any:
@@ -36,19 +33,19 @@ class Destination:
 
     kind: str = _choice("dicom", KINDS)
     host: str = ""
-    port: int = _range(104, 1, 65535)
+    port: int = bounded(104, 1, 65535)
     called_ae_title: str = "ANY-SCP"
     calling_ae_title: str = "QSMEDGE"
     commitment: str = _choice("if_offered", COMMITMENTS)
-    commitment_wait_s: float = _range(60.0, 0.0, 86400.0)
+    commitment_wait_s: float = bounded(60.0, 0.0, 86400.0)
     url: str = ""
     token_file: Path | None = None
     tls_ca: Path | None = None
     tls_name: str = ""
     tls_certificate: Path | None = None
     tls_key: Path | None = None
-    connect_timeout_s: float = _range(10.0, 0.1, 3600.0)
-    answer_timeout_s: float = _range(60.0, 0.1, 3600.0)
+    connect_timeout_s: float = bounded(10.0, 0.1, 3600.0)
+    answer_timeout_s: float = bounded(60.0, 0.1, 3600.0)
 
 
 @dataclass(frozen=True)
@@ -64,11 +61,9 @@ class Sent:
 
 def check(destination: Destination) -> None:
     """Raise UsageError bad_value for a destination that cannot work."""
+    check_bounds(destination)
     for one in destination.__dataclass_fields__.values():
         value = getattr(destination, one.name)
-        if "low" in one.metadata and not one.metadata["low"] <= value <= one.metadata["high"]:
-            wanted = f"from {one.metadata['low']:g} to {one.metadata['high']:g}"
-            raise UsageError("bad_value", where=one.name, got=value, wanted=wanted)
         if "names" in one.metadata and value not in one.metadata["names"]:
             raise UsageError("bad_value", where=one.name, got=value, wanted=", ".join(one.metadata["names"]))
     if destination.tls_key is not None and destination.tls_certificate is None:
