@@ -9,13 +9,14 @@ takes, loaded and warm, is measured in a process apart.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from bench.run import timed
+from qsm_edge.network import default_model
 
 ALONE = """
 import sys, time, numpy as np
@@ -48,8 +49,6 @@ def main() -> int:
             alone = subprocess.run(
                 [sys.executable, "-c", ALONE, *([path] if path else [])], check=True, capture_output=True, text=True
             )
-            from qsm_edge.network import default_model
-
             size = Path(path or str(default_model())).stat().st_size / 1e6
             print(f"| qsm-edge mask, {name} | {row} | {float(alone.stdout):.2f} | {size:.1f} |", flush=True)
         for text in args.tool:
@@ -64,14 +63,11 @@ def least(words: list[str], args: argparse.Namespace, folder: Path) -> str:
     for number in range(args.repeats):
         out = folder / f"{len(list(folder.iterdir()))}-{number}"
         made = [word.replace("{in}", str(args.volume)).replace("{out}", str(out)) for word in words]
-        start = time.perf_counter()
-        child = subprocess.Popen(made, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(child.pid, 0)
-        if os.waitstatus_to_exitcode(status) not in (0, 3):
+        found.append(timed(made, subprocess.DEVNULL))
+        if found[-1].exit_status not in (0, 3):
             raise SystemExit(f"failed: {shlex.join(made)}")
-        found.append((time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9))
-    wall, cpu, peak = min(found)
-    return f"{wall:.1f} | {cpu:.1f} | {peak:.2f}"
+    cost = min(found)
+    return f"{cost.wall_s:.1f} | {cost.cpu_s:.1f} | {cost.peak_gb:.2f}"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared" / "bench"
@@ -81,12 +81,10 @@ def measured(case: Path, chain: str, output: Path, *, mask: str | Path | None = 
         [] if case.name == "speed15" else ["--nifti"]
     )  # there is no field to score; DICOM to DICOM is what is timed
     words += ["--mask", mask or case / "mask_true.nii.gz", *CHAINS[chain]]
-    start = time.perf_counter()
-    with output.parent.mkdir(parents=True, exist_ok=True) or output.with_suffix(".log").open("wb") as log:
-        child = subprocess.Popen([str(w) for w in words], stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(child.pid, 0)
-    seconds = time.perf_counter() - start
-    if os.waitstatus_to_exitcode(status) != 0:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.with_suffix(".log").open("wb") as log:
+        cost = timed([str(w) for w in words], log)
+    if cost.exit_status != 0:
         raise SystemExit(f"{case.name}, {chain}: see {output.with_suffix('.log')}")
     report = json.loads(next(output.glob("*/report.json")).read_text(encoding="utf-8"))
     (folder,) = (path.parent for path in output.glob("*/report.json"))
@@ -96,13 +94,32 @@ def measured(case: Path, chain: str, output: Path, *, mask: str | Path | None = 
     return {
         "case": case.name,
         "chain": chain,
-        "wall_s": round(seconds, 1),
-        "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
-        "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
+        "wall_s": round(cost.wall_s, 1),
+        "cpu_s": round(cost.cpu_s, 1),
+        "peak_gb": round(cost.peak_gb, 2),
         "stages_s": stages,
         **scores,
         **field,
     }
+
+
+class Cost(NamedTuple):
+    """What a process took, its start included; the least is the quickest."""
+
+    wall_s: float
+    cpu_s: float
+    peak_gb: float
+    exit_status: int
+
+
+def timed(words: list[str], output: IO[bytes] | int) -> Cost:
+    """Run a process, what it says going to `output`."""
+    start = time.perf_counter()
+    child = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT)
+    _, status, usage = os.wait4(child.pid, 0)
+    wall_s = time.perf_counter() - start
+    cpu_s, peak_gb = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
+    return Cost(wall_s, cpu_s, peak_gb, os.waitstatus_to_exitcode(status))
 
 
 def scored(case: Path, *arguments: str | Path) -> dict[str, Any]:

@@ -25,7 +25,10 @@ from qsm_edge.errors import ResourceError, UsageError
 #: Inside a result folder: which acquisition it was made of.
 MARKER = ".qsm-edge.json"
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+#: The folders of a result, one a DICOM series.
+SERIES = ("chi", "t2star", "r2star", "swi", "smwi", "swi_mip")
+#: What the system says when there is no room.
+FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _HIDDEN = re.compile(r"^\.(?P<name>.+)\.(?P<kind>partial|old)-\d+(\.\d+)?$")
 _DAY_S = 86400.0
@@ -161,7 +164,7 @@ def speaking_of_disk(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             free = f"{shutil.disk_usage(where).free / 1e6:.0f} MB free, or the quota used up"
             raise ResourceError("out_of_disk", where=str(where), got=free) from error
         if error.errno in _READ_ONLY:
@@ -242,12 +245,13 @@ def _flush(root: Path) -> None:
     """Everything below `root` reaches the disk before the name does: a rename may otherwise outrun the contents."""
     for path, _, files in os.walk(root):
         for file in files:
-            _sync(Path(path) / file, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+            sync_file(Path(path) / file)
         _sync_folder(Path(path))
 
 
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
+def sync_file(path: Path) -> None:
+    """The contents of a file reach the disk."""
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -257,7 +261,7 @@ def _sync(path: Path, flags: int) -> None:
 def _sync_folder(path: Path) -> None:
     if os.name != "nt":
         with contextlib.suppress(OSError):  # a file system without it has nothing better to offer
-            _sync(path, os.O_RDONLY)
+            sync_file(path)
 
 
 def _place(partial: Path, parent: Path, name: str, identity: str) -> Path:
@@ -284,7 +288,7 @@ def _discard(old: Path, new: Path) -> None:
     """Delete an earlier result; what a user put beside our files in it moves on into the new one."""
     ours = {
         MARKER,
-        *("chi", "t2star", "r2star", "swi", "smwi", "swi_mip"),
+        *SERIES,
         "mask.dcm",
         "mask.nii.gz",
         "mask.json",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
-_LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 
 #: An honest enhanced object of 20 000 frames stays below these by far.
 MAX_ELEMENTS, MAX_IN_ONE, MAX_DEPTH = 4_000_000, 100_000, 16
@@ -122,7 +122,7 @@ def _element_header(content: Content, position: int, end: int, implicit: bool) -
     if implicit or not (vr.isalpha() and vr.isupper()) or group == 0xFFFE:
         (length,) = struct.unpack_from(f"{order}L", content.data, position + 4)
         return (group << 16) | element, b"", position + 8, length
-    if vr in _LONG_VRS:
+    if vr in LONG_VRS:
         if position + 12 > end:
             raise Short
         (length,) = struct.unpack_from(f"{order}L", content.data, position + 8)

@@ -5,22 +5,20 @@ Nothing of the dataset is read or changed here: what comes in as bytes goes out 
 
 from __future__ import annotations
 
-import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from qsm_edge.dicom.elements import LONG_VRS
 from qsm_edge.dicom.header import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 from qsm_edge.dicom.instances import LOSSLESS
-from qsm_edge.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from qsm_edge.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, is_uid
 from qsm_edge.errors import InputRefused
 
 #: Group 2 of an honest file is some hundred bytes.
 MAX_META_BYTES = 64 << 10
 
-_LONG = (b"OB", b"OW", b"UN", b"UT", b"SQ", b"OF", b"UC", b"UR", b"OD", b"OL", b"OV", b"SV", b"UV")
 _SOP_CLASS, _SOP_UID, _SYNTAX = 0x0002, 0x0003, 0x0010
-_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +30,6 @@ class FileMeta:
     transfer_syntax_uid: str
     offset: int
     size: int
-
-
-def is_uid(text: str) -> bool:
-    """Whether a text is a UID: numbers without leading zeros between dots, at most 64 characters."""
-    return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
 def readable_syntaxes() -> tuple[str, ...]:
@@ -87,7 +80,7 @@ def _group_2(start: bytes) -> tuple[dict[int, str], int]:
         if group != 2:
             return found, at
         value = at + 8
-        if vr in _LONG:
+        if vr in LONG_VRS:
             length, value = int.from_bytes(start[value : value + 4], "little"), value + 4
         if vr.isalpha() and value + length > len(start) and whole:
             raise InputRefused("truncated_file", "the file ends inside its meta header")
@@ -118,5 +111,5 @@ def file_head(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: st
 def _element(element: int, vr: bytes, value: bytes) -> bytes:
     if len(value) % 2:
         value += b" " if vr in (b"SH", b"AE") else b"\0"
-    length = struct.pack("<HL", 0, len(value)) if vr in _LONG else struct.pack("<H", len(value))
+    length = struct.pack("<HL", 0, len(value)) if vr in LONG_VRS else struct.pack("<H", len(value))
     return struct.pack("<HH2s", 2, element, vr) + length + value

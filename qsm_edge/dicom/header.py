@@ -75,7 +75,7 @@ def parse(path: Path, shown: str) -> Parsed:
         handle.seek(0)
         if size == 0:
             raise InputRefused("empty_file", where=shown)
-        syntax, meta_uid = _start(handle, size, shown)
+        syntax, meta_uid = start_of_dataset(handle, size, shown)
         stream: BinaryIO = handle
         begin, end = handle.tell(), size
         if syntax == DEFLATED:
@@ -88,12 +88,12 @@ def parse(path: Path, shown: str) -> Parsed:
         place = None
         if elements.pixels is not None:
             offset, length = begin + elements.pixels[0], elements.pixels[1]
-            closed = length == UNDEFINED and _fragments_end(stream, offset, end)
+            closed = length == UNDEFINED and fragments_end(stream, offset, end)
             place = PixelPlace(offset, length, end - offset, closed)
     return Parsed(elements, syntax, meta_uid, place, short)
 
 
-def _start(handle: BinaryIO, size: int, shown: str) -> tuple[str, str]:
+def start_of_dataset(handle: BinaryIO, size: int, shown: str) -> tuple[str, str]:
     """Transfer syntax and SOP instance UID out of group 2; leaves the file where the dataset starts."""
     start = handle.read(132)
     if start[128:] != b"DICM":
@@ -148,7 +148,7 @@ def _read(stream: BinaryIO, begin: int, end: int, syntax: str, shown: str) -> tu
     raise InputRefused("too_large", "the header is larger than any honest one", where=shown)
 
 
-def _fragments_end(stream: BinaryIO, position: int, end: int) -> bool:
+def fragments_end(stream: BinaryIO, position: int, end: int) -> bool:
     """Whether encapsulated pixel data are complete: items up to a delimiter, all inside the file."""
     while position + 8 <= end:
         stream.seek(position)
@@ -164,7 +164,7 @@ def _fragments_end(stream: BinaryIO, position: int, end: int) -> bool:
 def inflated(path: Path, shown: str) -> bytes:
     """The dataset of a deflated file. Raises InputRefused too_large, truncated_file, corrupt_header."""
     with path.open("rb") as handle:
-        _start(handle, path.stat().st_size, shown)
+        start_of_dataset(handle, path.stat().st_size, shown)
         return _inflate(handle.read(), shown)
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from qsm_edge.dicom.elements import UNDEFINED, Absurd, Content, Elements, Short, read_elements
-from qsm_edge.dicom.header import BIG_ENDIAN, DEFLATED, IMPLICIT, Header, _fragments_end, _start
+from qsm_edge.dicom.header import BIG_ENDIAN, DEFLATED, IMPLICIT, Header, fragments_end, start_of_dataset
 from qsm_edge.dicom.instances import ENHANCED_MR, LEGACY_ENHANCED_MR, MR
+from qsm_edge.dicom.uids import is_uid
 from qsm_edge.dicom.vendors import OWN_MANUFACTURER
 from qsm_edge.errors import InputRefused
 
@@ -26,7 +26,6 @@ WINDOWS = (256 << 10, 16 << 20)
 DIGITS = 32
 
 _SOP_CLASS, _SOP_UID, _STUDY, _SERIES, _MANUFACTURER = 0x00080016, 0x00080018, 0x0020000D, 0x0020000E, 0x00080070
-_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def _look(handle: BinaryIO, size: int, window: int, *, last: bool) -> Identity |
     whole = len(beginning) == size
     stream = io.BytesIO(beginning)
     try:
-        syntax, _ = _start(stream, len(beginning), "")
+        syntax, _ = start_of_dataset(stream, len(beginning), "")
     except InputRefused as refusal:
         if refusal.code == "truncated_file" and not whole:  # a group 2 beyond the window
             raise InputRefused("corrupt_header", "the meta header is larger than any honest one") from None
@@ -123,7 +122,7 @@ def _identity(header: Header, syntax: str) -> Identity | None:
     if not sop_class:
         return None
     for uid in (sop_class, *uids):
-        if len(uid) > 64 or not _UID.fullmatch(uid):
+        if not is_uid(uid):
             raise InputRefused("unsafe_uid")
     sop, series, study = map(hashed, uids)
     mr = sop_class in (MR, ENHANCED_MR, LEGACY_ENHANCED_MR)
@@ -138,6 +137,6 @@ def _check_pixels(handle: BinaryIO, elements: Elements, begin: int, size: int, *
             raise InputRefused("truncated_file", "the file ends before its pixel data")
         return
     offset, length = begin + elements.pixels[0], elements.pixels[1]
-    cut = not _fragments_end(handle, offset, size) if length == UNDEFINED else offset + length > size
+    cut = not fragments_end(handle, offset, size) if length == UNDEFINED else offset + length > size
     if cut:
         raise InputRefused("truncated_file", "the file ends inside its pixel data")

@@ -19,6 +19,7 @@ from qsm_edge.dicom.elements import UNDEFINED, Absurd, Elements, Short
 from qsm_edge.dicom.header import NATIVE, Header, Parsed, Private, parse
 from qsm_edge.dicom.privacy import names_patient, words_of
 from qsm_edge.dicom.records import Image, StoredFile, Verdict
+from qsm_edge.dicom.uids import is_uid
 from qsm_edge.errors import InputRefused
 
 MR, ENHANCED_MR, LEGACY_ENHANCED_MR = (f"1.2.840.10008.5.1.4.1.1.4{tail}" for tail in ("", ".1", ".4"))
@@ -34,7 +35,6 @@ MAX_SIDE, MAX_FRAMES, MAX_PIXEL_BYTES = 8192, 200_000, 8 << 30
 _PER_FRAME, _SHARED = 0x52009230, 0x52009229
 _SOP_CLASS, _SOP_UID, _STUDY, _SERIES, _FRAME_OF_REFERENCE = 0x00080016, 0x00080018, 0x0020000D, 0x0020000E, 0x00200052
 _COIL = Private(0x0051, "SIEMENS MR HEADER", 0x0F)
-_UID = re.compile(r"^(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+$")
 
 
 def read_images(path: Path, shown: str, patients: set[str] | None = None) -> list[Image] | Verdict:
@@ -103,7 +103,7 @@ def _groups(holder: list[Elements]) -> tuple[list[Elements], list[Elements]]:
 def _stored(parsed: Parsed, root: Header, path: Path, shown: str, sop_class: str) -> StoredFile:
     uid = root.text(_SOP_UID)
     for tag in (_SOP_UID, _STUDY, _SERIES):
-        if not (len(root.text(tag)) <= 64 and _UID.match(root.text(tag))):
+        if not is_uid(root.text(tag)):
             if parsed.short:
                 raise InputRefused("truncated_file", where=shown)
             raise InputRefused("unsafe_uid", where=shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,12 @@ from qsm_edge.types import Result
 #: Names this program in the file meta information; a number below 2.25 drawn once, for all versions.
 IMPLEMENTATION_CLASS_UID = "2.25.294163870554861093547186210931146307013"
 IMPLEMENTATION_VERSION_NAME = ("QSM_EDGE_" + __version__.replace(".", "_"))[:16]
+_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
+
+
+def is_uid(text: str) -> bool:
+    """Whether a text is a UID: numbers without leading zeros between dots, at most 64 characters."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
 def uid(*parts: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import secrets
 from collections.abc import Callable
@@ -12,14 +11,15 @@ from typing import Any, BinaryIO
 
 from pynetdicom.dimse_messages import C_STORE_RQ
 
-from qsm_edge.dicom.filemeta import file_head, is_uid
+from qsm_edge.dicom.filemeta import file_head
+from qsm_edge.dicom.uids import is_uid
 from qsm_edge.errors import InputRefused, InternalError, QsmEdgeError, ResourceError
 from qsm_edge.listen.guard import LimitedMessages
 from qsm_edge.listen.records import Origin
+from qsm_edge.publish import FULL
 
 OUT_OF_RESOURCES, CANNOT_UNDERSTAND, FAILED, NO_SUCH_CLASS = 0xA700, 0xC000, 0x0110, 0x0122
 _REQUIRED = ("MessageID", "AffectedSOPClassUID", "AffectedSOPInstanceUID", "Priority")
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class WrongClass(Exception):
@@ -85,7 +85,7 @@ class Part:
         try:
             action()
         except OSError as error:
-            self._fail(ResourceError("out_of_disk", got=error.strerror) if error.errno in _FULL else error)
+            self._fail(ResourceError("out_of_disk", got=error.strerror) if error.errno in FULL else error)
 
     def _fail(self, error: Exception) -> None:
         """Keep the first error and give the space back at once."""
@@ -154,7 +154,7 @@ def keep(part: Part | None, store: Callable[[Path, Origin], None]) -> tuple[int,
     except WrongClass:
         return NO_SUCH_CLASS, "corrupt_header"
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in FULL:
             return OUT_OF_RESOURCES, "out_of_disk"
         return FAILED, error.code if isinstance(error, QsmEdgeError) else "internal"
     else:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qsm_edge.errors import UsageError
+from qsm_edge.publish import SERIES
 
 #: What a destination may be sent: the series and objects that `qsm-edge run` makes, by the names of its files.
-KINDS = ("chi", "mask", "parametric_map", "t2star", "r2star", "swi", "smwi", "swi_mip")
+KINDS = ("mask", "parametric_map", *SERIES)
 
 
 def _number(default: float | int, low: float, high: float) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qsm_edge.errors import ResourceError, UsageError
+from qsm_edge.publish import FULL, sync_file
 from qsm_edge.spool.ledger import Ledger
 
 STATES = ("incoming", "held", "ready", "working", "done", "refused", "failed")
@@ -20,7 +21,6 @@ PART = ".part"
 _LEDGER, _LOCK = "ledger.sqlite", "service.lock"
 #: Where less than this is free, what a child could not write was lost to the full disk.
 NOTHING_FREE = 1 << 20
-FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_LINKS = {errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EXDEV, errno.ENOSYS, errno.EACCES}
 
 
@@ -102,15 +102,6 @@ def free_bytes(where: Path) -> int:
     """What is free on the disk of `where`, or of the nearest folder above it that is there."""
     there = next(path for path in (where, *where.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free
-
-
-def sync_file(path: Path) -> None:
-    """The contents of a file reach the disk."""
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sync_folder(path: Path) -> None:

@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qsm_edge.errors import InputRefused, ResourceError
+from qsm_edge.publish import FULL, sync_file
 from qsm_edge.spool.config import Watch
-from qsm_edge.spool.folders import FULL, Spool, free_bytes, sync_file, sync_folder
+from qsm_edge.spool.folders import Spool, free_bytes, sync_folder
 from qsm_edge.spool.intake import MAX_INSTANCE_BYTES, MIN_FREE_BYTES, intake, part_path, require_room
 from qsm_edge.spool.log import Log, Origin, silent
 

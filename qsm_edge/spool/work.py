@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qsm_edge.errors import REASONS
+from qsm_edge.publish import sync_file
 from qsm_edge.spool import child
 from qsm_edge.spool.config import Destination, Work
-from qsm_edge.spool.folders import NOTHING_FREE, Spool, build, free_bytes, move, present, remove, sync_file, sync_folder
+from qsm_edge.spool.folders import NOTHING_FREE, Spool, build, free_bytes, move, present, remove, sync_folder
 from qsm_edge.spool.log import Log, silent
 
 _LONGEST_WAIT_S = 3600.0

@@ -7,8 +7,8 @@ import pydicom
 import pytest
 from network_world import files
 
-from qsm_edge.dicom.filemeta import MAX_META_BYTES, file_head, is_uid, read_file_meta
-from qsm_edge.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from qsm_edge.dicom.filemeta import MAX_META_BYTES, file_head, read_file_meta
+from qsm_edge.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, is_uid
 from qsm_edge.errors import InputRefused
 
 
