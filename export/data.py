@@ -71,12 +71,25 @@ class Source:
     def anatomies(self) -> list[anatomy.Anatomy]:
         """Loaded when they are first needed: samples that are kept need none."""
         if self._anatomies is None:
-            self._anatomies = [load() for load in self._load]
+            self._anatomies = [self.anatomy(n) for n in range(self.heads)]
         return self._anatomies
+
+    @property
+    def heads(self) -> int:
+        """How many there are."""
+        return len(self._load)
+
+    def anatomy(self, number: int) -> anatomy.Anatomy:
+        """One of them; label maps are described once and kept."""
+        return self._load[number]()
+
+    def place(self, k: int) -> Path:
+        """Where sample k is kept."""
+        return self.work / "samples" / f"{self.name}-{self.split}-{VERSION}" / f"{k:06d}.npz"
 
     def pair(self, k: int) -> Pair:
         """Sample k on the network's grid; from the disk, or made and put there."""
-        kept = self.work / "samples" / f"{self.name}-{self.split}-{VERSION}" / f"{k:06d}.npz"
+        kept = self.place(k)
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
             partial = kept.with_suffix(".partial.npz")

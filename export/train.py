@@ -11,12 +11,12 @@ import argparse
 import csv
 import math
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import scipy.ndimage as ndi
 import torch
 from onnx import numpy_helper
 from torch import Tensor
@@ -25,6 +25,8 @@ from torch.nn import functional
 from export.data import WORK, Pair, Source
 from export.model import OUTPUTS, PUBLISHED, BasicUNet, EdgeNet, parameters, unfolded
 from export.pictures import curve
+from export.pool import Pool
+from export.views import VOLUMES, View, cut, middle, shown, view
 from qsm_edge.masking.confidence import agreement
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -32,13 +34,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "medium": {"widths": (16, 32, 64, 96)},
     "fine": {"widths": (16, 32, 64, 96), "detail": 48},
     "large": {"widths": (24, 48, 80, 96), "detail": 48},
+    "wide": {"widths": (32, 64, 96, 128), "detail": 64},
 }
 WARM_UP = 150
 DECAY = 0.998  # of the averaged weights
 VALIDATE_EVERY = 500
 FRESH_EVERY = 8  # every eighth step sees a sample that no step has seen; making one takes longer than a step
-BEYOND_LESIONS = 0.6  # share of a voxel that touches a lesion which counts as brain
-FACES = ndi.generate_binary_structure(3, 1)
 BATCH = 2  # windows a step; with one alone torch takes a convolution on the CPU that is three times slower
 
 
@@ -51,6 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--label-maps", type=Path, help="folder with head label maps; procedural heads where it is not given"
     )
     parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument(
+        "--seconds", type=float, help="let the clock, not the steps, say how the rate falls and when to stop"
+    )
+    parser.add_argument("--batch", type=int, default=BATCH, help="windows a step")
+    parser.add_argument(
+        "--resident", type=int, default=0, help="keep up to this many samples in the accelerator's memory (10 MB each)"
+    )
     parser.add_argument("--stop-at", type=int, help="stop here, as if interrupted; the schedule is that of --steps")
     parser.add_argument("--size", choices=(*SIZES, "published"), default="medium")
     parser.add_argument("--crop", type=int, nargs=3, default=(80, 80, 80), metavar=("Z", "Y", "X"))
@@ -89,8 +97,11 @@ def run(args: argparse.Namespace) -> Path:
     """Train as told; returns the folder of the run."""
     folder = args.work / "runs" / args.name
     folder.mkdir(parents=True, exist_ok=True)
+    # before the accelerator is first used: its processes are forked
+    pool = Pool(args.label_maps, args.work, args.workers, args.resident, args.develop) if args.resident else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(args.seed)
+    torch.backends.cudnn.benchmark = True
     network, average = (build(args.size).to(device, memory_format=torch.channels_last_3d) for _ in range(2))
     if args.start_from:
         found = started_from(args.start_from, network)
@@ -114,15 +125,21 @@ def run(args: argparse.Namespace) -> Path:
         )
     end = min(args.steps, args.stop_at or args.steps)
     develop = [Source(args.label_maps, "develop", args.work).pair(k) for k in range(args.develop)]
-    steps = Steps(args, step, end)
-    loader = torch.utils.data.DataLoader(
-        steps, batch_size=None, num_workers=args.workers, prefetch_factor=4 if args.workers else None
-    )
+    if pool:
+        loader: Iterable[tuple[list[list[Tensor]], list[View]]] = from_pool(pool, args, device, step)
+    else:
+        ahead = 4 if args.workers else None
+        loader = torch.utils.data.DataLoader(
+            Steps(args, step, end), batch_size=None, num_workers=args.workers, prefetch_factor=ahead
+        )
     started, losses = time.monotonic(), []
-    for tensor, target, weight in loader:
-        rate = args.rate * min(1.0, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
+    for windows, views in loader:
+        seconds = spent + time.monotonic() - started
+        done = min(1.0, seconds / args.seconds) if args.seconds else step / args.steps
+        rate = args.rate * min(1.0, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * done)) + 1e-6
         for group in optimiser.param_groups:
             group["lr"] = rate
+        tensor, target, weight = shown(windows, views, (args.lesion_weight, args.foreign_weight))
         with torch.autocast(device, torch.bfloat16, enabled=args.bfloat16):
             logit = network(tensor.to(device, memory_format=torch.channels_last_3d))
         value = loss(logit.float(), target.to(device), weight.to(device))
@@ -131,25 +148,29 @@ def run(args: argparse.Namespace) -> Path:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         step += 1
-        losses.append(float(value.detach()))
+        losses.append(value.detach())
         share = min(DECAY, (1 + step) / (10 + step))
         with torch.no_grad():
-            for kept, now in zip(average.parameters(), network.parameters(), strict=True):
-                kept.lerp_(now, 1 - share)
+            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - share)
+        if args.seconds and done >= 1:
+            end = step
         if step % VALIDATE_EVERY == 0 or step == end:
+            mean = float(torch.stack(losses).mean())
+            losses = []
             seconds = spent + time.monotonic() - started
             scores = validate(average, develop, device)
+            samples = {"samples": pool.filled} if pool else {}
             log(
                 folder,
                 {
                     "step": step,
                     "seconds": round(seconds),
                     "rate": f"{rate:.2e}",
-                    "loss": round(float(np.mean(losses)), 5),
+                    "loss": round(mean, 5),
                     **scores,
+                    **samples,
                 },
             )
-            losses = []
             better = scores["dice"] > best
             best = max(best, scores["dice"])
             state = {
@@ -161,6 +182,10 @@ def run(args: argparse.Namespace) -> Path:
             save(state, last)
             if better:
                 save({"average": average.state_dict(), "step": step, "size": args.size}, folder / "best.pt")
+        if step == end:
+            break
+    if pool:
+        pool.close()
     return folder
 
 
@@ -177,7 +202,7 @@ def started_from(path: Path, network: torch.nn.Module) -> dict[str, Tensor]:
 
 
 class Steps(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """What each step is shown; entry i is that of step `first + i`, whatever was shown before."""
+    """What each step is shown, from the disk; entry i is that of step `first + i`, whatever was shown before."""
 
     def __init__(self, args: argparse.Namespace, first: int, end: int) -> None:
         self.args, self.first, self.end = args, first, end
@@ -186,44 +211,31 @@ class Steps(torch.utils.data.Dataset):  # type: ignore[type-arg]
     def __len__(self) -> int:
         return max(0, self.end - self.first)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, i: int) -> tuple[list[list[Tensor]], list[View]]:
         step = self.first + i
         rng = np.random.default_rng([self.args.seed, step])
         newest = self.args.pool + step // FRESH_EVERY
-        chosen = rng.integers(newest + 1, size=BATCH)
+        chosen = rng.integers(newest + 1, size=self.args.batch)
         if step % FRESH_EVERY == 0:
             chosen[0] = newest
-        windows = [prepared(self.source.pair(int(k)), self.args, rng) for k in chosen]
-        a, b, c = (torch.stack(parts) for parts in zip(*windows, strict=True))
-        return a, b, c
+        windows, views = [], []
+        for k in chosen:
+            pair = self.source.pair(int(k))
+            views.append(view(rng, pair.tensor.shape, self.args.crop, middle(pair)))
+            windows.append(cut([torch.from_numpy(getattr(pair, name)) for name in VOLUMES], views[-1], self.args.crop))
+        return windows, views
 
 
-def prepared(pair: Pair, args: argparse.Namespace, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """A random window, mirrored or not, of random brightness: input and weight (1, z, y, x), target (2, z, y, x)."""
-    window = []
-    middle = [
-        float(np.average(np.arange(n), weights=pair.mask.sum(axis=others) + 1e-3))
-        for n, others in zip(pair.mask.shape, ((1, 2), (0, 2), (0, 1)), strict=True)
-    ]
-    spread = 4 if rng.random() < 0.6 else 18
-    for n, m, at in zip(pair.tensor.shape, args.crop, middle, strict=True):
-        start = int(np.clip(round(at - m / 2 + rng.normal(0, spread)), 0, max(0, n - m)))
-        window.append(slice(start, start + m))
-    flip = -1 if rng.random() < 0.5 else 1
-    volumes = (pair.tensor, pair.mask, pair.tissue, pair.lesion, pair.foreign)
-    tensor, mask, tissue, lesion, foreign = (v[tuple(window)][:, :, ::flip].astype(np.float32) for v in volumes)
-    tensor = tensor * np.float32(np.exp(rng.normal(0, 0.2)))
-    if rng.random() < 0.3:
-        tensor = np.maximum(tensor, 0) ** np.float32(np.exp(rng.normal(0, 0.2)))
-    mask, tissue, lesion, foreign = mask / 255, tissue / 255, lesion / 255, foreign / 255
-    # A lesion is kept whole, also where it is the surface itself: a voxel that holds two fifths of one belongs to the mask,
-    # and so does most of its neighbours, where the grid cannot say how far the lesion goes.
-    around = np.minimum(1, 1.5 * ndi.maximum_filter(lesion, footprint=FACES, mode="nearest"))
-    kept = np.maximum(np.minimum(1, 2.5 * lesion), BEYOND_LESIONS * around)
-    target = np.maximum(np.stack([mask, tissue]), kept)
-    weight = 1 + args.lesion_weight * kept + args.foreign_weight * foreign
-    a, b, c = (torch.from_numpy(np.ascontiguousarray(v)) for v in (tensor[None], target, weight[None]))
-    return a, b, c
+def from_pool(
+    pool: Pool, args: argparse.Namespace, device: str, first: int
+) -> Iterator[tuple[list[list[Tensor]], list[View]]]:
+    """What each step is shown, from the samples that are on the accelerator by then, for as long as it goes on asking."""
+    pool.take(device, wait_for=args.pool)
+    step = first
+    while True:
+        pool.take(device)
+        yield pool.draw(np.random.default_rng([args.seed, step]), args.batch, tuple(args.crop))
+        step += 1
 
 
 def loss(logit: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -242,8 +254,8 @@ def validate(network: torch.nn.Module, pairs: list[Pair], device: str) -> dict[s
     dice, kept, outside, missed = [], [], [], []
     found_all = []
     with torch.no_grad():
-        for start in range(0, len(pairs), BATCH):
-            tensor = torch.from_numpy(np.stack([p.tensor for p in pairs[start : start + BATCH]]).astype(np.float32))[
+        for start in range(0, len(pairs), 2):
+            tensor = torch.from_numpy(np.stack([p.tensor for p in pairs[start : start + 2]]).astype(np.float32))[
                 :, None
             ]
             found_all.extend((network(tensor.to(device, memory_format=torch.channels_last_3d))[:, 0] > 0).cpu().numpy())
