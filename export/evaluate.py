@@ -25,7 +25,7 @@ from export.data import FIRST_SEED, WORK, Source
 from export.pictures import Panel, sheet
 from export.synth import sample
 from export.world import Protocol
-from qsm_edge.masking import network
+from qsm_edge.masking import morphology, network
 from qsm_edge.masking.confidence import agreement
 from qsm_edge.types import Geometry
 
@@ -247,14 +247,18 @@ def against(
     """Where there is no truth: what of ours lies outside all of the others' masks, and what they all call brain, is parenchyma
     by its signal, and is missing from ours.
 
-    Parenchyma by its signal: within a quarter of the local level, which is the mean over 15 mm of what all call brain.
+    Parenchyma by its signal: as bright, against the local level (the mean over 15 mm of what all call brain), as the middle
+    four fifths of what lies 8 mm and deeper in all masks, and more than a voxel thick: a single layer of voxels at the surface
+    that has the brightness of parenchyma is CSF and skull, or CSF and bone, in one voxel.
     """
     every, some = np.logical_and.reduce(list(others.values())), np.logical_or.reduce(list(others.values()))
     ml = float(np.prod(geometry.voxel_mm)) / 1000
     sigma = [15.0 / v for v in geometry.voxel_mm]
     share = ndi.gaussian_filter(every.astype(np.float32), sigma)
     level = ndi.gaussian_filter(np.where(every, volume, 0).astype(np.float32), sigma) / np.maximum(share, 1e-3)
-    parenchyma = every & (np.abs(volume / np.maximum(level, 1e-6) - 1) < 0.25)
+    relative = volume / np.maximum(level, 1e-6)
+    low, high = np.percentile(relative[every & ~morphology.grown(~every, 8.0, geometry.voxel_mm)], [10, 90])
+    parenchyma = ndi.binary_opening(every & (relative > low) & (relative < high))
     row: dict[str, object] = {
         "outside_all_ml": round(float((mask & ~some).sum()) * ml, 1),
         "parenchyma_missed_ml": round(float((parenchyma & ~mask).sum()) * ml, 1),
