@@ -67,18 +67,23 @@ def made(number: int, first_seed: int, work: Path) -> Path:
 def regions(case: Path, output: Path) -> dict[str, float]:
     """Mean susceptibility [ppm] of each bleed and of each deep grey nucleus, over the truth's voxels."""
     (path,) = output.glob("*/nifti/chi_ppm.nii.gz")
-    orientations = nib.orientations
-    reference, image = nib.load(case / "mag_e1.nii.gz"), nib.load(path)
-    turn = orientations.ornt_transform(
-        orientations.io_orientation(image.affine), orientations.io_orientation(reference.affine)
-    )
-    chi = np.asarray(image.as_reoriented(turn).dataobj, dtype=float).transpose(2, 1, 0)
+    chi = on_the_case(path, case)
     with np.load(case / "truth.npz") as truth:
         lesions, labels = truth["lesions"], truth["labels"]
     found = {f"bleed {k}": float(chi[lesions == k].mean()) for k in np.unique(lesions) if k}
     return found | {
         f"nucleus {k}": float(chi[(labels == k) & (lesions == 0)].mean()) for k in NUCLEI if (labels == k).sum() > 50
     }
+
+
+def on_the_case(path: Path, case: Path) -> np.ndarray:
+    """A NIfTI volume as (z, y, x) in the order of the case's truth."""
+    orientations = nib.orientations
+    reference, image = nib.load(case / "mag_e1.nii.gz"), nib.load(path)
+    turn = orientations.ornt_transform(
+        orientations.io_orientation(image.affine), orientations.io_orientation(reference.affine)
+    )
+    return np.asarray(image.as_reoriented(turn).dataobj, dtype=float).transpose(2, 1, 0)
 
 
 def told(rows: list[dict[str, Any]]) -> list[str]:

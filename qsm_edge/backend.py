@@ -115,12 +115,52 @@ def to_device(host: np.ndarray, device: str) -> Array:
     return cupy.asarray(host)
 
 
+#: FFT libraries with SciPy's interface that may do a host's transforms. Which is quickest is a matter of the machine (`qsm-edge
+#: doctor` measures); none is chosen by itself, because their results differ in the last digits and a site compares over time.
+FFT_ENGINES = ("scipy", "fftw", "mkl")
+FFT_VARIABLE = "QSM_EDGE_FFT"
+
+
+def fft_engine() -> str:
+    """The FFT library that the environment variable QSM_EDGE_FFT names, 'scipy' where it names none.
+
+    Raises unknown_name for one that is not in FFT_ENGINES.
+    """
+    name = os.environ.get(FFT_VARIABLE, "") or "scipy"
+    if name not in FFT_ENGINES:
+        raise UsageError(
+            "unknown_name", f"{FFT_VARIABLE} names no FFT library", got=name, wanted=", ".join(FFT_ENGINES)
+        )
+    return name
+
+
+@functools.cache
+def fft_module(engine: str) -> Any:
+    """The module of an engine. Raises unknown_name where it is not installed."""
+    try:
+        if engine == "fftw":
+            from pyfftw.interfaces import cache, scipy_fft
+
+            cache.enable()  # the plans of a chain's few grid sizes are worth keeping while it runs
+            cache.set_keepalive_time(30.0)
+            return scipy_fft
+        if engine == "mkl":
+            from mkl_fft.interfaces import scipy_fft
+
+            return scipy_fft
+    except ImportError as error:
+        raise UsageError(
+            "unknown_name", f"{FFT_VARIABLE} asks for an FFT library that is not installed", got=engine, wanted="scipy"
+        ) from error
+    import scipy.fft
+
+    return scipy.fft
+
+
 def scipy_fft_for(x: Array) -> Any | None:
     """A module with SciPy's FFT interface for the array at hand, or None where its namespace has to do."""
     if is_numpy(x):
-        import scipy.fft
-
-        return scipy.fft
+        return fft_module(fft_engine())
     if compat.is_cupy_array(x):
         import cupyx.scipy.fft
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qsm_edge.backend import namespace, scipy_fft_for, threads
+from qsm_edge.backend import is_numpy, namespace, scipy_fft_for, threads
 from qsm_edge.types import Array
 
 Triple = tuple[int, int, int]
@@ -18,7 +18,7 @@ def rfftn(x: Array, shape: Triple | None = None) -> Array:
     module = scipy_fft_for(x)
     if module is None:
         return namespace(x).fft.rfftn(_padded(x, shape), axes=(0, 1, 2))
-    options: dict[str, Any] = {"workers": threads()} if module.__name__ == "scipy.fft" else {}
+    options: dict[str, Any] = {"workers": threads()} if is_numpy(x) else {}
     return module.rfftn(x, s=shape, axes=(0, 1, 2), **options)
 
 
@@ -27,7 +27,7 @@ def irfftn(spectrum: Array, shape: Triple) -> Array:
     module = scipy_fft_for(spectrum)
     if module is None:
         return namespace(spectrum).fft.irfftn(spectrum, s=shape, axes=(0, 1, 2))
-    options: dict[str, Any] = {"workers": threads()} if module.__name__ == "scipy.fft" else {}
+    options: dict[str, Any] = {"workers": threads()} if is_numpy(spectrum) else {}
     return module.irfftn(spectrum, s=shape, axes=(0, 1, 2), overwrite_x=True, **options)
 
 

@@ -56,6 +56,7 @@ def provenance(recipe: Recipe, series: GreSeries, records: list[StageRecord], de
         "device": backend.devices()[-1 if device == "cuda" else 0],
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "fft": "" if device == "cuda" else backend.fft_engine(),
         **{name: _version(name) for name in ("numpy", "scipy", "pydicom", "highdicom", "onnxruntime", "cupy")},
     }
     return Provenance(

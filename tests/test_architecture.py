@@ -32,6 +32,8 @@ LAYER: dict[str, float] = {
 DOORS = {
     "cupy": {"backend"},
     "cupyx": {"backend"},
+    "pyfftw": {"backend"},
+    "mkl_fft": {"backend"},
     "onnxruntime": {"network"},
     "pynetdicom": {"listen", "send"},
     "nibabel": {"nifti"},

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.fft
 
-from qsm_edge import fft
+from qsm_edge import backend, fft
+from qsm_edge.errors import UsageError
 from tests.conftest import Flavour
 from tests.laws import assert_close
 
@@ -67,3 +69,44 @@ def test_wavenumbers_are_cycles_per_millimetre_from_zero(xp: Flavour) -> None:
     assert_close(kz.ravel(), np.fft.fftfreq(5, 2.0).astype(np.float32), 1e-6)
     assert_close(ky.ravel(), np.fft.fftfreq(6, 1.5).astype(np.float32), 1e-6)
     assert_close(kx.ravel(), np.fft.rfftfreq(8, 0.5).astype(np.float32), 1e-6)
+
+
+@pytest.mark.parametrize("engine", backend.FFT_ENGINES)
+def test_every_engine_gives_the_same_transforms(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    """The optional libraries are run where they are installed; what is chosen and missing is refused, not replaced."""
+    volume, shape = _volume((7, 6, 5)), (8, 6, 10)
+    expected = fft.rfftn(volume, shape)
+    monkeypatch.setenv(backend.FFT_VARIABLE, engine)
+    try:
+        backend.fft_module(engine)
+    except UsageError:
+        with pytest.raises(UsageError, match="not installed") as caught:
+            fft.rfftn(volume, shape)
+        assert caught.value.code == "unknown_name"
+        return
+    spectrum = fft.rfftn(volume, shape)
+    assert spectrum.dtype == np.complex64
+    assert_close(spectrum, expected, 1e-6)
+    assert_close(fft.crop(fft.irfftn(spectrum, shape), volume.shape), volume, 1e-6)
+
+
+def test_an_engine_that_nobody_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(backend.FFT_VARIABLE, "fastest")
+    with pytest.raises(UsageError) as caught:
+        fft.rfftn(_volume((4, 5, 6)))
+    assert caught.value.code == "unknown_name"
+
+
+def test_the_chosen_engine_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    class Engine:
+        @staticmethod
+        def rfftn(x, s, axes, workers):
+            called.append((s, axes, workers))
+            return scipy.fft.rfftn(x, s=s, axes=axes)
+
+    monkeypatch.setattr(backend, "fft_module", {"scipy": scipy.fft, "mkl": Engine}.__getitem__)
+    monkeypatch.setenv(backend.FFT_VARIABLE, "mkl")
+    fft.rfftn(_volume((4, 5, 6)), (6, 6, 8))
+    assert called == [((6, 6, 8), (0, 1, 2), backend.threads())]
