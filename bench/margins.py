@@ -1,7 +1,7 @@
 """What a mask that is too large or too small does to susceptibility: ``python -m bench.margins [--cases ...]``.
 
 The truth mask grown and shrunk by one and two voxels, and the network's mask, each through the same chain. The error is taken
-over the voxels that the core (the truth mask less 5 mm) and all masks share, so that only what a voxel's value becomes is compared.
+over the voxels that the core (the truth mask less 5 mm) and all masks share, so that only a voxel's value is compared.
 """
 
 from __future__ import annotations
