@@ -45,6 +45,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES, metavar="CASE")
     parser.add_argument("--chains", nargs="+", default=tuple(CHAINS), choices=tuple(CHAINS), metavar="CHAIN")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--work", type=Path, default=HERE / "out", help="where cases and results are kept")
     args = parser.parse_args()
     if not SHARED.is_dir():
@@ -54,7 +55,8 @@ def main() -> int:
     for name in args.cases:
         case = prepared(name, args.work / "cases")
         for chain in args.chains:
-            row = measured(case, chain, args.work / "results" / f"{name}-{chain.replace(', ', '-').replace(' ', '_')}")
+            output = args.work / "results" / f"{name}-{chain.replace(', ', '-').replace(' ', '_')}"
+            row = measured(case, chain, output, device=args.device)
             rows.append(row)
             with (args.work / "rows.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(row) + "\n")
@@ -73,14 +75,16 @@ def prepared(name: str, cases: Path, table: Path | None = None) -> Path:
     return case
 
 
-def measured(case: Path, chain: str, output: Path, *, mask: str | Path | None = None) -> dict[str, Any]:
+def measured(
+    case: Path, chain: str, output: Path, *, mask: str | Path | None = None, device: str = "cpu"
+) -> dict[str, Any]:
     """One reconstruction, timed and scored; with the truth mask where no other is given."""
     shutil.rmtree(output, ignore_errors=True)  # what an earlier run with other options left there
     words = [sys.executable, "-m", "qsm_edge", "run", case / "dicom", output, "--json"]
     words += (
         [] if case.name == "speed15" else ["--nifti"]
     )  # there is no field to score; DICOM to DICOM is what is timed
-    words += ["--mask", mask or case / "mask_true.nii.gz", *CHAINS[chain]]
+    words += ["--mask", mask or case / "mask_true.nii.gz", "--device", device, *CHAINS[chain]]
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.with_suffix(".log").open("wb") as log:
         cost = timed([str(w) for w in words], log)
