@@ -24,12 +24,15 @@ PARTS = {
 _NOT_REACHED = (
     "results wait here and are sent again by themselves; look whether the destination runs and can be reached"
 )
-_TURNED_DOWN = "ask who looks after the destination; then have them sent again"
+_TURNED_DOWN = "ask who looks after the destination; queue list names them, queue retry has them sent again"
+#: What nobody can mend any more, or has decided to leave, does not ask for ever.
+RECENT_S = 3 * 86400.0
 
 
 @dataclass(frozen=True)
 class Item:
-    """One matter. level: `poor` (nothing works until it is mended) or `review`; command: words after `qsm-edge`."""
+    """One matter. level: `poor` (nothing works until it is mended) or `review`; command: words after `qsm-edge`; fades:
+    whether it asks no more once it is older than `RECENT_S`."""
 
     level: str
     title: str
@@ -40,11 +43,22 @@ class Item:
     since_s: float | None = None
     name: str = ""
     command: str = ""
+    fades: bool = False
 
 
-def items(facts: Facts, health: Health) -> list[Item]:
-    """The most urgent first. What is held is no such item: it may still come by itself."""
-    return [*_of_health(health), *_of_deliveries(facts), *_of_jobs(facts), *_of_findings(facts)]
+def items(facts: Facts, health: Health) -> tuple[list[Item], list[Item]]:
+    """What asks now, the most urgent first, and what asked earlier. What is held does neither: it may come by itself."""
+    of_studies = sorted((*_of_jobs(facts), *_of_findings(facts)), key=lambda item: -(item.since_s or 0.0))
+    every = [*_of_health(health), *_of_deliveries(facts), *of_studies]
+    old = [item for item in every if item.fades and facts.now_s - (item.since_s or 0.0) > RECENT_S]
+    return [item for item in every if item not in old], old
+
+
+def beyond(detail: str, means: str) -> str:
+    """What a detail says that the meaning of its reason code does not say already."""
+    if means.startswith(detail):
+        return ""
+    return detail.removeprefix(means).lstrip(";:., ")
 
 
 def _of_health(health: Health) -> Iterator[Item]:
@@ -76,7 +90,7 @@ def _delivery(name: str, rows: list[Row], what: str, helps: str) -> Item:
     codes = [detail for detail in details if detail in REASONS]
     return Item(
         "review",
-        f"{name}: {files} {'file' if files == 1 else 'files'} {what}",
+        f"Destination {name}: {files} {'file' if files == 1 else 'files'} {what}",
         REASONS[codes[0]] if codes else "",
         REMEDIES[codes[0]] if codes else helps,
         codes[0] if codes else "",
@@ -100,6 +114,5 @@ def _of_findings(facts: Facts) -> Iterator[Item]:
 def _coded(row: Row, title: str, since_s: float, name: str, command: str) -> Item:
     code, detail = row["code"], row["text"]
     means = REASONS.get(code, "")
-    return Item(
-        "review", title, means, REMEDIES.get(code, ""), code, "" if detail == means else detail, since_s, name, command
-    )
+    helps, told = REMEDIES.get(code, ""), beyond(detail, means)
+    return Item("review", title, means, helps, code, told, since_s, name, command, fades=True)

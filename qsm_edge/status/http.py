@@ -87,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
     """One connection, in a thread of its own."""
 
     server: _Server
-    protocol_version = "HTTP/1.1"
+    protocol_version = default_request_version = "HTTP/1.1"
     server_version, sys_version = "qsm-edge", ""
 
     def setup(self) -> None:

@@ -19,9 +19,11 @@ from qsm_edge.status.facts import Facts, Picture, Result, Row
 from qsm_edge.status.health import Health
 from qsm_edge.status.metrics import worst
 from qsm_edge.status.remedies import REMEDIES
-from qsm_edge.status.words import ago, duration, moment, name, plural, size, text
+from qsm_edge.status.words import ago, capital, duration, moment, name, plural, size, text
 
 _DAY_S = 86400.0
+#: Matters that are shown without being asked for.
+_OPEN = 5
 _BADGES = {"good": ("\u2713", "Good"), "review": ("!", "Review"), "poor": ("\u2715", "Poor")}
 _SIGNS = {"good": "\u2713", "review": "\u2026", "poor": "\u2715"}
 _DOT = " \u00b7 "
@@ -44,7 +46,7 @@ def policy() -> str:
 
 def html(facts: Facts, health: Health, *, refresh_s: int, keep_held_days: float, memory: int | None = None) -> str:
     """The whole page. memory: bytes in use by service and reconstructions, None where it is not known."""
-    matters = attention.items(facts, health)
+    matters, earlier = attention.items(facts, health)
     body = (
         _head(facts, refresh_s),
         _banner(health, matters),
@@ -54,6 +56,7 @@ def html(facts: Facts, health: Health, *, refresh_s: int, keep_held_days: float,
         _results(facts),
         _held(facts, keep_held_days),
         _destinations(facts),
+        _earlier(facts, earlier),
         _machine(health, memory),
     )
     title = f"({len(matters)}) qsm-edge" if matters else "qsm-edge"
@@ -69,10 +72,10 @@ def html(facts: Facts, health: Health, *, refresh_s: int, keep_held_days: float,
 
 
 def _head(facts: Facts, refresh_s: int) -> str:
-    made = moment(facts.now_s, facts.now_s)
+    made = moment(facts.now_s, facts.now_s, seconds=True)
     return (
         "<header><div><h1>qsm-edge</h1><p>Susceptibility maps from multi-echo GRE</p></div>"
-        f"<p>As of {made}, anew every {refresh_s}\u202fs</p></header>"
+        f"<p>As of {made}, refreshed every {refresh_s}\u202fs</p></header>"
     )
 
 
@@ -80,8 +83,8 @@ def _banner(health: Health, matters: Sequence[Item]) -> str:
     if not health.is_well:
         kind, word, rest = "poor", "The service needs help", "New studies may not be taken in or worked on."
     elif matters:
-        verb = "asks" if len(matters) == 1 else "ask"
-        kind, word = "review", f"{plural(len(matters), 'matter')} {verb} for a look"
+        verb = "needs" if len(matters) == 1 else "need"
+        kind, word = "review", f"{plural(len(matters), 'thing')} {verb} attention"
         rest = "Everything else goes on by itself."
     else:
         kind, word, rest = "good", "All is well", "Nothing needs you."
@@ -118,24 +121,41 @@ def _section(title: str, content: str, note: str = "") -> str:
 def _matters(facts: Facts, matters: Sequence[Item]) -> str:
     if not matters:
         return ""
-    left = sum(
-        max(0, facts.totals[key] - len(rows)) for key, rows in (("failed", facts.failed), ("refused", facts.refused))
+    shown = "".join(_matter(facts, item) for item in matters[:_OPEN])
+    rest = "".join(_matter(facts, item) for item in matters[_OPEN:])
+    more = (
+        f'<details><summary>{len(matters) - _OPEN} more</summary><ul class="matters">{rest}</ul></details>'
+        if rest
+        else ""
     )
+    return _section("Needs attention", f'<ul class="matters">{shown}</ul>{more}')
+
+
+def _earlier(facts: Facts, earlier: Sequence[Item]) -> str:
+    """What asked for a look longer ago; of the rest only the list of the command line tells."""
+    rows = "".join(_matter(facts, item) for item in earlier)
+    left = sum(facts.totals[key] - len(some) for key, some in (("failed", facts.failed), ("refused", facts.refused)))
     more = f'<p class="more">and {left} more: <code>qsm-edge queue list</code></p>' if left else ""
-    return _section("Needs attention", f'<ul class="matters">{"".join(_matter(facts, m) for m in matters)}</ul>{more}')
+    shown = (
+        f'<details><summary>{plural(len(earlier), "thing")}</summary><ul class="matters">{rows}</ul></details>'
+        if rows
+        else ""
+    )
+    return _section("Earlier", shown + more) if shown or more else ""
 
 
 def _matter(facts: Facts, item: Item) -> str:
     about = [moment(item.since_s, facts.now_s)] if item.since_s is not None else []
     about += [name(item.name)] if item.name else []
     about += [f"<code>{text(item.code)}</code>"] if item.code else []
-    means = item.means[:1].upper() + item.means[1:]
-    detail = f' <span class="detail">{text(item.detail)}</span>' if item.detail else ""
+    means = f"{capital(item.means)}. " if item.means else ""
+    said = (
+        f'<p>{text(means)}<span class="detail">{text(capital(item.detail))}</span></p>' if means or item.detail else ""
+    )
     helps = f'<p class="helps"><b>What helps</b> {text(item.helps)}</p>' if item.helps else ""
     command = f'<p class="command">then <code>qsm-edge {text(item.command)}</code></p>' if item.command else ""
-    said = f"<p>{text(means)}.{detail}</p>" if means or detail else ""
     return (
-        f'<li class="{item.level}"><h3>{text(item.title)}</h3><p class="about">{_DOT.join(about)}</p>'
+        f'<li class="{item.level}"><div class="top"><h3>{text(item.title)}</h3><p class="about">{_DOT.join(about)}</p></div>'
         f"{said}{helps}{command}</li>"
     )
 
@@ -160,7 +180,7 @@ def _at_work(facts: Facts, row: Row, usual: str) -> str:
 
 def _waiting(facts: Facts, row: Row) -> str:
     since = ago(facts.now_s - row["created_s"])
-    why = f"tried, <code>{text(row['code'])}</code>; again " if row["code"] else "waits for its turn, came "
+    why = f"tried, <code>{text(row['code'])}</code>; again " if row["code"] else "waits for its turn, arrived "
     wait = row["not_before_s"] - facts.now_s
     when = (f"in {duration(wait)}" if wait > 0 else "soon") if row["code"] else since
     return f"<li>{name(row['job'])}<span>{why}{when}</span></li>"
@@ -209,10 +229,7 @@ def _notes(pictures: Sequence[Picture]) -> str:
     """The reason codes that come with a result, except those that nothing is to be done about."""
     codes = dict.fromkeys(code for picture in pictures for code in picture.codes)
     told = [code for code in codes if code in REASONS and REMEDIES.get(code, "nothing") != "nothing"]
-    lines = (
-        f'<li title="{text(REASONS[code])}"><b>{text(REASONS[code])}</b>: {text(REMEDIES[code])} <code>{text(code)}</code></li>'
-        for code in told
-    )
+    lines = (f"<li><b>{text(capital(REASONS[c]))}</b>: {text(REMEDIES[c])} <code>{text(c)}</code></li>" for c in told)
     return f'<ul class="notes">{"".join(lines)}</ul>' if told else ""
 
 
@@ -244,14 +261,15 @@ def _held(facts: Facts, keep_days: float) -> str:
 
 
 def _held_row(facts: Facts, row: Row, keep_days: float) -> str:
-    code = row["code"]
+    code = str(row["code"])
     means = REASONS.get(code, code)
-    detail = f'<br><span class="detail">{text(row["text"])}</span>' if row["text"] != means else ""
+    more = attention.beyond(row["text"], means)
+    detail = f'<br><span class="detail">{text(capital(more))}</span>' if more else ""
     left_s = row["received_s"] + keep_days * _DAY_S - facts.now_s
     kept = f"kept for {duration(left_s)} more" if left_s > 0 else "goes soon"
     return (
         f'<tr><th scope="row">{name(row["study"])}<br><small>{plural(row["instances"], "image")}</small></th>'
-        f"<td>{text(means)} <code>{text(code)}</code>{detail}</td><td>{text(REMEDIES.get(code, ''))}</td>"
+        f"<td>{text(capital(means))} <code>{text(code)}</code>{detail}</td><td>{text(capital(REMEDIES.get(code, '')))}</td>"
         f"<td>{moment(row['received_s'], facts.now_s)}<br><small>{kept}</small></td></tr>"
     )
 

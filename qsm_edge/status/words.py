@@ -47,15 +47,17 @@ def ago(seconds: float) -> str:
     return "just now" if seconds < 20 else f"{round(seconds)}\u202fs ago"
 
 
-def moment(when_s: float, now_s: float) -> str:
+def capital(sentence: str) -> str:
+    """The same with a large letter first."""
+    return sentence[:1].upper() + sentence[1:]
+
+
+def moment(when_s: float, now_s: float, *, seconds: bool = False) -> str:
     """A moment on the clock of this machine, with the day where it is not today."""
     then, now = time.localtime(when_s), time.localtime(now_s)
-    same = then[:3] == now[:3]
-    shown = (
-        time.strftime("%H:%M", then)
-        if same
-        else f"{then.tm_mday} {_MONTHS[then.tm_mon - 1]} {then.tm_hour:02}:{then.tm_min:02}"
-    )
+    shown = time.strftime("%H:%M:%S" if seconds else "%H:%M", then)
+    if then[:3] != now[:3]:
+        shown = f"{then.tm_mday} {_MONTHS[then.tm_mon - 1]} {shown}"
     exact = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when_s))
     return f'<time datetime="{exact}">{shown}</time>'
 
