@@ -193,7 +193,7 @@ def _picture(preview: Path | None, report: Path | None) -> Picture:
             echoes=len(acquisition["echo_times_ms"]),
             voxel_mm=tuple(float(side) for side in reversed(voxel)),
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return Picture(png)
 
 
