@@ -49,7 +49,7 @@ def html(facts: Facts, health: Health, *, refresh_s: int, keep_held_days: float,
     matters, earlier = attention.items(facts, health)
     body = (
         _head(facts, refresh_s),
-        _banner(health, matters),
+        _banner(facts, health, matters),
         _road(facts),
         _matters(facts, matters),
         _working(facts),
@@ -79,7 +79,7 @@ def _head(facts: Facts, refresh_s: int) -> str:
     )
 
 
-def _banner(health: Health, matters: Sequence[Item]) -> str:
+def _banner(facts: Facts, health: Health, matters: Sequence[Item]) -> str:
     if not health.is_well:
         kind, word, rest = "poor", "The service needs help", "New studies may not be taken in or worked on."
     elif matters:
@@ -87,7 +87,10 @@ def _banner(health: Health, matters: Sequence[Item]) -> str:
         kind, word = "review", f"{plural(len(matters), 'thing')} {verb} attention"
         rest = "Everything else goes on by itself."
     else:
-        kind, word, rest = "good", "All is well", "Nothing needs you."
+        kind, word, rest = "good", "The service is well", "Nothing needs you."
+        recent = [result for result in facts.results if facts.now_s - result.changed_s < _DAY_S]
+        if unsure := sum(_verdict(result) != "good" for result in recent):
+            rest = f"{plural(unsure, 'map')} of the last 24 hours should be looked at before use."
     sign = _BADGES[kind][0]
     return (
         f'<div class="banner {kind}" role="status"><span class="sign" aria-hidden="true">{sign}</span>'
@@ -196,7 +199,7 @@ def _results(facts: Facts) -> str:
 
 
 def _card(facts: Facts, result: Result) -> str:
-    verdict = worst([picture.verdict for picture in result.pictures if picture.verdict] or result.verdict.split(","))
+    verdict = _verdict(result)
     sign, word = _BADGES[verdict]
     pictures = "".join(_picture(one) for one in result.pictures) or _picture(Picture())
     sent = "".join(
@@ -210,6 +213,10 @@ def _card(facts: Facts, result: Result) -> str:
         f"</span><span>{moment(result.changed_s, facts.now_s)}</span></div>{_notes(result.pictures)}{beside}"
         f'<ul class="sent">{sent}</ul><p class="foot">{name(result.job)} took {duration(result.seconds)}</p></article>'
     )
+
+
+def _verdict(result: Result) -> str:
+    return worst([picture.verdict for picture in result.pictures if picture.verdict] or result.verdict.split(","))
 
 
 def _picture(picture: Picture) -> str:

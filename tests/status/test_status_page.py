@@ -173,11 +173,44 @@ def test_asking_changes_nothing(world):
 
 def test_an_empty_spool_is_well(spool):
     told = said(shown(spool, "pacs"))
-    assert "All is well Nothing needs you." in told
+    assert "The service is well Nothing needs you." in told
     assert "No map has been made yet." in told
     assert "pacs \u2713 has everything" in told
     assert "Needs attention" not in told
     assert "Held" not in told
+
+
+def test_a_map_to_be_looked_at_is_told_at_the_top_for_a_day(spool):
+    now = time.time()
+    enter_job(spool, "a" * 32, "done", changed_s=now - 5)
+    assert "Nothing needs you." in said(shown(spool, now=now))
+    enter_job(spool, "b" * 32, "done", changed_s=now - 5)
+    with spool.ledger.transaction() as db:
+        db.execute("UPDATE jobs SET verdict = 'good,review' WHERE job = ?", ("b" * 32,))
+    assert "1 map of the last 24 hours should be looked at before use." in said(shown(spool, now=now))
+    assert "Nothing needs you." in said(shown(spool, now=now + DAY_S))
+
+
+TONES = ("good", "review", "poor")
+PAIRS = [("ink", "paper"), ("soft", "paper"), ("soft", "wash"), ("link", "wash"), ("accent", "paper")]
+PAIRS += [pair for tone in TONES for pair in ((tone, f"{tone}-wash"), (tone, "paper"), ("ink", f"{tone}-wash"))]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_all_words_can_be_told_from_their_ground(scheme):
+    """WCAG 2 asks for a contrast of 4.5."""
+
+    def luminance(colour: str) -> float:
+        wide = "".join(2 * digit for digit in colour) if len(colour) == 3 else colour
+        shares = [int(wide[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    block = re.findall(r":root \{(.*?)\}", page.style(), re.DOTALL)[scheme]
+    colours = {name: luminance(value) for name, value in re.findall(r"--([\w-]+): #(\w+)", block)}
+    for words, ground in PAIRS:
+        low, high = sorted((colours[words], colours[ground]))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (words, ground)
 
 
 def test_a_service_that_is_not_well_says_so_first(spool):
@@ -249,7 +282,7 @@ def test_long_lists_are_cut_and_counted(spool):
 def test_what_nobody_mended_for_days_asks_no_more_but_a_destination_does(spool):
     now = time.time()
     enter_job(spool, "a" * 32, "failed", code="timed_out", changed_s=now - RECENT_S - 1)
-    assert "All is well" in said(shown(spool, now=now))
+    assert "The service is well" in said(shown(spool, now=now))
     assert REMEDIES["timed_out"] in said(shown(spool, now=now)).split("Earlier")[1]
     enter_job(spool, "b" * 32, "failed", code="timed_out", changed_s=now - RECENT_S + 5)
     assert "1 thing needs attention" in said(shown(spool, now=now))
