@@ -7,6 +7,7 @@ import hashlib
 import html as markup
 import json
 import re
+import sqlite3
 import time
 from collections.abc import Iterator
 
@@ -277,6 +278,32 @@ def test_long_lists_are_cut_and_counted(spool):
     assert "and 35 more" in said(html)
     assert len(Page(html).all("article")) == facts.MOST_RESULTS
     assert "the last 12 of 60" in said(html)
+
+
+def test_no_question_walks_through_what_grows_for_ever(spool, monkeypatch):
+    """The ledger keeps the entries of every instance and file there ever was; an index must lead past them."""
+    asked, connect = [], sqlite3.connect
+
+    def traced(*words, **options):
+        db = connect(*words, **options)
+        db.set_trace_callback(asked.append)
+        return db
+
+    enter_job(spool, "a" * 32, "done")
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite3, "connect", traced)
+        facts.look(spool.root, ["pacs"])
+    questions = [question.replace("?", "NULL") for question in asked if question.startswith("SELECT")]
+    assert len(questions) > 15
+    plans = [
+        (question, row["detail"])
+        for question in questions
+        for row in spool.ledger.rows(f"EXPLAIN QUERY PLAN {question}")
+    ]
+    assert [plan for plan in plans if "USING INDEX" in plan[1]]
+    assert not [
+        plan for plan in plans if re.match(r"SCAN (instances|deliveries|results|job_instances|i|d|r)\b", plan[1])
+    ]
 
 
 def test_what_nobody_mended_for_days_asks_no_more_but_a_destination_does(spool):
