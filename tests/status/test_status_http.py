@@ -201,15 +201,18 @@ def test_threads_that_do_not_go_make_it_refuse_and_not_grow():
         return http.Answer(200, "text/plain", b"")
 
     before = threads()
-    with running({"/": waits}, maximum_connections=2) as server, contextlib.ExitStack() as stack:
+    patience = {"maximum_connections": 2, "timeout_s": 2 * PATIENCE_S}
+    with running({"/": waits}, **patience) as server, contextlib.ExitStack() as stack:
         ends = []
         for _ in range(8):
             one = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S))
             with contextlib.suppress(OSError):
                 one.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             ends.append(one)
+        ends[-1].settimeout(PATIENCE_S / 4)
         assert received(ends[-1]) == b""
         assert threads() <= before + 1 + 4
+        assert not held.is_set()
         held.set()
         until(lambda: threads() == before + 1)
         assert ask(server.port).status == 200
@@ -217,7 +220,7 @@ def test_threads_that_do_not_go_make_it_refuse_and_not_grow():
 
 def test_it_stops_with_its_connections():
     before = threads()
-    with running() as server:
+    with running(timeout_s=4 * PATIENCE_S) as server:
         idle = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S)
         until(lambda: threads() == before + 2)
     with idle:

@@ -14,13 +14,16 @@ from types import SimpleNamespace
 import pytest
 
 from qsm_edge import cli
-from qsm_edge.errors import UsageError
+from qsm_edge.errors import ResourceError, UsageError
 from qsm_edge.listen import Settings as Network
 from qsm_edge.listen import serve as listen
+from qsm_edge.send import Destination, send
 from qsm_edge.serve import Parts, default_parts, page_of, serve
 from qsm_edge.spool import opened
 from qsm_edge.spool.config import Site, Table, Watch, load
-from qsm_edge.status import Settings, http
+from qsm_edge.status import Board, Settings, http
+from qsm_edge.status.board import LOOK_PATIENCE_S
+from tests import dicom_factory
 from tests.orthanc_server import free_ports
 from tests.spool.spool_world import Archive, check_agreement, fake_run, hand_in, parts, site, states
 from tests.spool.studies import contents
@@ -106,6 +109,10 @@ def _memory(port: int) -> tuple[float, float]:
     return told.value(process="service"), told.value(process="reconstructions")
 
 
+def _received(port: int) -> float:
+    return parse(ask(port, "/metrics").text)["qsm_edge_instances_received_total"].value(door="c-store")
+
+
 def test_requests_of_any_kind_leave_the_service_at_its_work(tmp_path):
     made, archive = site(tmp_path, "pacs"), Archive()
     with at_work(made, parts(made, pacs=archive)) as service, contextlib.ExitStack() as stack:
@@ -140,6 +147,43 @@ def test_a_sender_that_has_ended_is_told(tmp_path, monkeypatch):
         assert service.health().status == 503
         assert service.health().json["parts"]["sender to pacs"] == "alive"
         assert "The service needs help" in ask(service.port).text
+
+
+@pytest.mark.parametrize(("seconds", "stalled"), [(LOOK_PATIENCE_S - 60, ""), (LOOK_PATIENCE_S + 1, "reader")])
+def test_each_look_has_its_own_time(tmp_path, seconds, stalled):
+    """Three studies that take that long each, one after the other in one step of the loop."""
+    made, clock, seen = site(tmp_path), [0.0], []
+    board = Board(lambda: clock[0])
+    with opened(made.spool.folder) as spool:
+        for name in ("a", "b", "c"):
+            hand_in(spool, contents(name=name))
+    its_parts = replace(parts(made), board=board)
+
+    def read(folder):
+        clock[0] += seconds
+        seen.append(board.seen().stalled)
+        return its_parts.read(folder)
+
+    assert serve(made, replace(its_parts, read=read), once=True) == 0
+    assert seen == [stalled] * 3
+    assert board.seen().stalled == ""
+
+
+def test_a_step_without_room_is_told_until_there_is_some(tmp_path):
+    made, room = site(tmp_path), threading.Event()
+    with opened(made.spool.folder) as spool:
+        hand_in(spool, contents())
+    its_parts = parts(made)
+
+    def read(folder):
+        if not room.is_set():
+            raise ResourceError("out_of_disk")
+        return its_parts.read(folder)
+
+    with at_work(made, replace(its_parts, read=read)) as service:
+        until(lambda: service.problems() == {"reader": "out_of_disk"})
+        room.set()
+        until(lambda: service.problems() == {})
 
 
 def test_a_watched_folder_that_is_gone_is_told_until_it_is_back(tmp_path):
@@ -222,10 +266,10 @@ def test_once_serves_no_page_and_a_site_without_the_table_has_none(tmp_path, cap
 def test_the_service_of_a_configuration_hears_its_own_doors(tmp_path):
     """The listener's lines reach the page's counts, through the parts that `serve` is given."""
     config = Path(tmp_path / "site.toml")
-    (port,) = free_ports(1)
+    port, network = free_ports(2)
     config.write_text(
         f'[spool]\nfolder = "spool"\nmin_free_mb = 0\n[status]\nport = {port}\n'
-        '[listen]\nport = 0\ncalling_ae_titles = ["SCANNER"]\n'
+        f'[listen]\nport = {network}\ncalling_ae_titles = ["SCANNER"]\n'
     )
     made, told = load(config), []
     its_parts = default_parts(made, lambda event, facts: told.append((event, dict(facts))))
@@ -234,3 +278,10 @@ def test_the_service_of_a_configuration_hears_its_own_doors(tmp_path):
         assert service.told[0] == "recovered"
         assert ("status_page", {"address": "127.0.0.1", "port": port}) in told
         assert ask(port, "/health").json["parts"]["listener"] == "alive"
+        images = dicom_factory.write(dicom_factory.scan()[:3], tmp_path / "images")
+        scanner = Destination(
+            host="127.0.0.1", port=network, called_ae_title="QSMEDGE", calling_ae_title="SCANNER", commitment="no"
+        )
+        sent = send(sorted(images.iterdir()), scanner)
+        assert [one.outcome for one in sent] == ["stored"] * 3
+        until(lambda: _received(port) == 3)
