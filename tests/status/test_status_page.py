@@ -269,6 +269,18 @@ def test_a_report_that_is_none_costs_its_facts_only(spool, content):
     assert "no picture" in said(shown(spool))
 
 
+def test_a_destination_that_was_given_up_does_not_have_it(spool):
+    enter_job(spool, "d" * 32, "done")
+    with spool.ledger.transaction() as db:
+        db.execute("INSERT INTO results VALUES (?, 'out/1/a.dcm', 'chi', 1, '')", ("d" * 32,))
+        for destination, state in (("kept", "done"), ("gone", "cancelled")):
+            row = ("d" * 32, "out/1/a.dcm", destination, state, 1, 0.0, "", "", 0.0)
+            db.execute("INSERT INTO deliveries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    told = said(shown(spool, "kept"))
+    assert "kept has it" in told
+    assert "gone" not in told
+
+
 def test_long_lists_are_cut_and_counted(spool):
     for number in range(60):
         enter_job(spool, f"{number:032x}", "failed", code="timed_out")
