@@ -81,6 +81,7 @@ REASONS: dict[str, str] = {
     "no_device": "the requested device is not there",
     "timed_out": "it took longer than its limit and was ended",
     # the service
+    "watch_missing": "a watched folder is not there",
     "ledger_unwritable": "the spool's ledger cannot be written to",
     "part_stopped": "a part of the service has ended or does not come back",
     # warnings that go with a result (never raised)

@@ -272,7 +272,7 @@ def _watch(site: Site, spool: Spool, parts: Parts, state: _State, log: Log) -> N
         state.moving[number] = watch.scan(
             spool, watched, state.files[number], clock, max_bytes=bounds[0], min_free_bytes=bounds[1], log=log
         )
-        parts.board.trouble(f"watched folder {number + 1}", "" if watched.folder.is_dir() else "unreadable_file")
+        parts.board.trouble(f"watched folder {number + 1}", "" if watched.folder.is_dir() else "watch_missing")
 
 
 def _look(site: Site, spool: Spool, parts: Parts, state: _State, log: Log) -> None:

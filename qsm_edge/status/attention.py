@@ -67,7 +67,7 @@ def _of_health(health: Health) -> Iterator[Item]:
         yield Item(
             "poor",
             f"{part}: {REASONS[problem.code]}",
-            "The service does not work as it should.",
+            "",
             REMEDIES[problem.code],
             problem.code,
             problem.detail,

@@ -19,7 +19,7 @@ from qsm_edge.status.facts import Facts, Picture, Result, Row
 from qsm_edge.status.health import Health
 from qsm_edge.status.metrics import worst
 from qsm_edge.status.remedies import REMEDIES
-from qsm_edge.status.words import ago, capital, duration, moment, name, plural, size, text
+from qsm_edge.status.words import ago, capital, duration, marked, moment, name, plural, size, text, thousands
 
 _DAY_S = 86400.0
 #: Matters that are shown without being asked for.
@@ -100,17 +100,20 @@ def _banner(facts: Facts, health: Health, matters: Sequence[Item]) -> str:
 
 def _road(facts: Facts) -> str:
     """The five stations that a study passes, with how much is at each."""
-    due = sum(row["files"] for rows in facts.destinations.values() for row in rows)
+    due = dict.fromkeys(("pending", "refused"), 0)
+    for row in (row for rows in facts.destinations.values() for row in rows):
+        due[row["state"]] += row["files"]
+    sending = f"files, {due['refused']} refused" if due["refused"] else "files"
     held, arriving = facts.totals["held"], facts.totals["arriving"]
     stations = (
         ("Arriving", arriving, f"{held} held" if held else "studies on their way in", ""),
         ("Waiting", facts.jobs.get("ready", 0), "for their turn", ""),
         ("Reconstructing", facts.jobs.get("working", 0), "now", "now" if facts.working else ""),
         ("Done", facts.done_today, "in the last 24 hours", ""),
-        ("To be sent", due, "files" if facts.destinations else "no destination is set up", ""),
+        ("To be sent", due["pending"], sending if facts.destinations else "no destination is set up", ""),
     )
     cells = (
-        f'<li class="{kind}"><span>{label}</span><b>{number:,}</b><small>{what}</small></li>'.replace(",", "\u202f")
+        f'<li class="{kind}"><span>{label}</span><b>{thousands(number)}</b><small>{what}</small></li>'
         for label, number, what, kind in stations
     )
     return f'<ol class="road" aria-label="Where studies are">{"".join(cells)}</ol>'
@@ -155,7 +158,7 @@ def _matter(facts: Facts, item: Item) -> str:
     said = (
         f'<p>{text(means)}<span class="detail">{text(capital(item.detail))}</span></p>' if means or item.detail else ""
     )
-    helps = f'<p class="helps"><b>What helps</b> {text(item.helps)}</p>' if item.helps else ""
+    helps = f'<p class="helps"><b>What helps</b> {marked(item.helps)}</p>' if item.helps else ""
     command = f'<p class="command">then <code>qsm-edge {text(item.command)}</code></p>' if item.command else ""
     return (
         f'<li class="{item.level}"><div class="top"><h3>{text(item.title)}</h3><p class="about">{_DOT.join(about)}</p></div>'
@@ -236,7 +239,7 @@ def _notes(pictures: Sequence[Picture]) -> str:
     """The reason codes that come with a result, except those that nothing is to be done about."""
     codes = dict.fromkeys(code for picture in pictures for code in picture.codes)
     told = [code for code in codes if code in REASONS and REMEDIES.get(code, "nothing") != "nothing"]
-    lines = (f"<li><b>{text(capital(REASONS[c]))}</b>: {text(REMEDIES[c])} <code>{text(c)}</code></li>" for c in told)
+    lines = (f"<li><b>{text(capital(REASONS[c]))}</b>: {marked(REMEDIES[c])} <code>{text(c)}</code></li>" for c in told)
     return f'<ul class="notes">{"".join(lines)}</ul>' if told else ""
 
 
@@ -276,7 +279,7 @@ def _held_row(facts: Facts, row: Row, keep_days: float) -> str:
     kept = f"kept for {duration(left_s)} more" if left_s > 0 else "goes soon"
     return (
         f'<tr><th scope="row">{name(row["study"])}<br><small>{plural(row["instances"], "image")}</small></th>'
-        f"<td>{text(capital(means))} <code>{text(code)}</code>{detail}</td><td>{text(capital(REMEDIES.get(code, '')))}</td>"
+        f"<td>{text(capital(means))} <code>{text(code)}</code>{detail}</td><td>{marked(capital(REMEDIES.get(code, '')))}</td>"
         f"<td>{moment(row['received_s'], facts.now_s)}<br><small>{kept}</small></td></tr>"
     )
 

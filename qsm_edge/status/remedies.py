@@ -65,6 +65,7 @@ REMEDIES: dict[str, str] = {
     "out_of_disk": "free the space that the message names",
     "no_device": "`--device cpu`, or install the extra `gpu`; see `qsm-edge doctor`",
     "timed_out": "raise `wall_s` or `cpu_s` of the service's configuration; a quicker recipe",
+    "watch_missing": "mount the share again, or mend `folder` of `[[watch]]` in the configuration",
     "ledger_unwritable": "look at the disk and the rights of the spool's folder; then start the service again",
     "part_stopped": "start the service again: nothing is lost; if it comes back, report it with the log",
     "single_echo": "read large-scale contrast with care",

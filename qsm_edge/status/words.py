@@ -22,9 +22,19 @@ def name(of: str) -> str:
     return f'<code class="id">{text(of[:NAME_DIGITS])}</code>'
 
 
+def marked(value: str) -> str:
+    """The same, with what stands between `backticks` as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text(value))
+
+
+def thousands(number: int) -> str:
+    """A whole number with room between its thousands."""
+    return f"{number:,}".replace(",", "\u202f")
+
+
 def plural(number: int, word: str, words: str = "") -> str:
     """A number with its noun."""
-    return f"{number:,} {word if number == 1 else words or word + 's'}".replace(",", "\u202f")
+    return f"{thousands(number)} {word if number == 1 else words or word + 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ from qsm_edge.spool import Spool, opened
 from qsm_edge.status import facts, health, page
 from qsm_edge.status.attention import RECENT_S, beyond
 from qsm_edge.status.remedies import REMEDIES
-from qsm_edge.status.words import ago, duration, moment, text
+from qsm_edge.status.words import ago, duration, marked, moment, text
 from tests.spool.spool_world import DAY_S
 from tests.status.status_world import PATIENT, PATIENT_ID, ask, night, served
 from tests.test_report import Page
@@ -72,8 +72,9 @@ def enter_job(spool: Spool, job: str, state: str, *, code: str = "", told: str =
 
 def test_the_page_says_where_everything_is(answer, words):
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    for station, number in (("Arriving", 0), ("Waiting", 0), ("Reconstructing", 0), ("Done", 2), ("To be sent", 6)):
+    for station, number in (("Arriving", 0), ("Waiting", 0), ("Reconstructing", 0), ("Done", 2), ("To be sent", 3)):
         assert f"{station} {number} " in words
+    assert "To be sent 3 files, 3 refused" in words
     assert "5 things need attention" in words
     assert "(5) qsm-edge" in words
 
@@ -286,7 +287,7 @@ def test_long_lists_are_cut_and_counted(spool):
         enter_job(spool, f"{number:032x}", "failed", code="timed_out")
         enter_job(spool, f"{number + 100:032x}", "done")
     html = shown(spool)
-    assert said(html).count(REMEDIES["timed_out"]) == facts.MOST_ROWS
+    assert said(html).count(REASONS["timed_out"][1:]) == facts.MOST_ROWS
     assert "and 35 more" in said(html)
     assert len(Page(html).all("article")) == facts.MOST_RESULTS
     assert "the last 12 of 60" in said(html)
@@ -322,7 +323,7 @@ def test_what_nobody_mended_for_days_asks_no_more_but_a_destination_does(spool):
     now = time.time()
     enter_job(spool, "a" * 32, "failed", code="timed_out", changed_s=now - RECENT_S - 1)
     assert "The service is well" in said(shown(spool, now=now))
-    assert REMEDIES["timed_out"] in said(shown(spool, now=now)).split("Earlier")[1]
+    assert REMEDIES["timed_out"].split("`")[-1] in said(shown(spool, now=now)).split("Earlier")[1]
     enter_job(spool, "b" * 32, "failed", code="timed_out", changed_s=now - RECENT_S + 5)
     assert "1 thing needs attention" in said(shown(spool, now=now))
     enter_job(spool, "c" * 32, "done")
@@ -354,6 +355,10 @@ def test_moments_name_the_day_where_it_is_another(monkeypatch):
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+def test_names_of_options_are_code():
+    assert marked("raise `wall_s` & <`a`>") == "raise <code>wall_s</code> &amp; &lt;<code>a</code>&gt;"
 
 
 def test_addresses_stay_and_uids_go():

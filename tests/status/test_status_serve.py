@@ -190,7 +190,7 @@ def test_a_watched_folder_that_is_gone_is_told_until_it_is_back(tmp_path):
     watched = tmp_path / "in"
     made = site(tmp_path, watch=(Watch(watched, still_s=0.0, every_s=0.1),))
     with at_work(made, parts(made)) as service:
-        until(lambda: service.problems() == {"watched folder 1": "unreadable_file"})
+        until(lambda: service.problems() == {"watched folder 1": "watch_missing"})
         assert service.health().status == 503
         watched.mkdir()
         until(lambda: service.problems() == {})
