@@ -24,7 +24,9 @@ PARTS = {
 _NOT_REACHED = (
     "results wait here and are sent again by themselves; look whether the destination runs and can be reached"
 )
-_TURNED_DOWN = "ask who looks after the destination; `qsm-edge queue list` names the jobs, `qsm-edge queue retry` has them sent again"
+_TURNED_DOWN = (
+    "ask who looks after the destination; `qsm-edge queue list` names the jobs, `queue retry` has them sent again"
+)
 #: What nobody can mend any more, or has decided to leave, does not ask for ever.
 RECENT_S = 3 * 86400.0
 
