@@ -80,6 +80,10 @@ REASONS: dict[str, str] = {
     "out_of_disk": "there is no room for the output",
     "no_device": "the requested device is not there",
     "timed_out": "it took longer than its limit and was ended",
+    # the service
+    "watch_missing": "a watched folder is not there",
+    "ledger_unwritable": "the spool's ledger cannot be written to",
+    "part_stopped": "a part of the service has ended or does not come back",
     # warnings that go with a result (never raised)
     "single_echo": "one echo: the phase offset cannot be told from the field",
     "offset_correction": "odd and even echoes differ by a phase offset (bipolar read-out); it was fitted and removed",

@@ -294,6 +294,7 @@ def _discard(old: Path, new: Path) -> None:
         "mask.json",
         "report.html",
         "report.json",
+        "preview.png",
         "nifti",
         "parametric_map.dcm",
     }

@@ -63,7 +63,8 @@ def _add_config(sub: argparse.ArgumentParser) -> None:
 def _serve(args: argparse.Namespace) -> int:
     from qsm_edge.serve import default_parts, serve
     from qsm_edge.spool import logger
-    from qsm_edge.spool.config import load
+    from qsm_edge.spool.config import bind, load
+    from qsm_edge.status import Settings
 
     site = load(args.config)
     log = logger(sys.stderr, site.log.format)
@@ -71,6 +72,8 @@ def _serve(args: argparse.Namespace) -> int:
     if args.check:
         doors = [*(["network"] if site.listen is not None else []), *(["folder"] * len(site.watch))]
         facts = {"doors": doors, "destinations": [one.name for one in site.destinations], "recipe": site.work.recipe}
+        page = None if site.status is None else bind(Settings, site.status)
+        facts["page"] = "" if page is None else f"{page.address} port {page.port}"
         _show(args, "serve", {"valid": True, **facts}, f"the configuration is valid: {_words(facts)}\n")
         return 0
     stop = threading.Event()

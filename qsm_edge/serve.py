@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from qsm_edge import status
 from qsm_edge.errors import QsmEdgeError, ResourceError, UsageError
 from qsm_edge.spool import Log, Origin, Spool, child, complete, deliver, opened, purge, recover, watch, work
 from qsm_edge.spool.config import Destination, Site, Table, bind
@@ -50,6 +51,8 @@ class Parts:
     run: work.RunCommand
     senders: Mapping[str, deliver.Sender]
     listener: Door | None = None
+    page: Door | None = None
+    board: status.Board = field(default_factory=status.Board)
 
 
 @dataclass
@@ -92,14 +95,33 @@ def default_parts(site: Site, log: Log) -> Parts:
         raise UsageError("bad_call", "there is no such file", where="[work] model", got=str(model))
     check_mask_options(recipe, Options(site.work.recipe, site.work.set, site.work.mask, model))
     read = complete.reader(look_limits(site), site.work.recipe, site.work.set)
-    senders, listener = {}, None
+    senders, listener, board = {}, None, status.Board()
+    log = board.hearing(log)
     if site.destinations or site.listen is not None:
         from qsm_edge.listen import Reports
 
         reports = Reports()
         senders = {one.name: sender_of(one, reports if site.listen else None, log) for one in site.destinations}
         listener = None if site.listen is None else _listener_of(site, site.listen, reports, log)
-    return Parts(read, work.run_command(site.work, run_limits(site)), senders, listener)
+    page = None if site.status is None else page_of(site, site.status, board, log)
+    return Parts(read, work.run_command(site.work, run_limits(site)), senders, listener, page, board)
+
+
+def page_of(site: Site, table: Table, board: status.Board, log: Log) -> Door:
+    """The status page of a site. Raises UsageError where its table cannot be understood."""
+    settings = _checked(bind(status.Settings, table), status.check, table)
+    names = [one.name for one in site.destinations]
+
+    @contextlib.contextmanager
+    def door(spool: Spool) -> Iterator[object]:
+        floor, days = site.spool.min_free_mb * 1_000_000, site.spool.keep_held_days
+        with status.serve(
+            settings, board, spool.root, destinations=names, floor_bytes=floor, keep_held_days=days
+        ) as running:
+            log("status_page", {"address": settings.address, "port": getattr(running, "port", settings.port)})
+            yield running
+
+    return door
 
 
 def sender_of(destination: Destination, reports: Reports | None, log: Log) -> deliver.Sender:
@@ -166,14 +188,18 @@ def serve(
     ------
     UsageError : the spool cannot be used, or another service is at work on it. ResourceError : no room to start.
     """
-    stopping = stop or threading.Event()
+    stopping, board = stop or threading.Event(), parts.board
+    log = board.hearing(log)
     with _private(), serving(site.spool.folder), opened(site.spool.folder) as spool, contextlib.ExitStack() as stack:
         recover.recover(spool, max_bytes=_max_bytes(site), retry_s=site.work.retry_s, log=log)
         deliver.drop_unknown_destinations(spool, [d.name for d in site.destinations], log=log)
         if not once:
             if parts.listener is not None:
-                stack.enter_context(parts.listener(spool))
+                listener = stack.enter_context(parts.listener(spool))
+                board.watch("listener", lambda: bool(getattr(listener, "is_alive", True)))
             stack.enter_context(_delivering(site, spool, parts, log))
+            if parts.page is not None:
+                stack.enter_context(parts.page(spool))
         if on_open is not None:
             on_open(spool)
         log("serving", {"once": once, "destinations": len(site.destinations), "watched": len(site.watch)})
@@ -213,7 +239,8 @@ def _round(site: Site, spool: Spool, parts: Parts, state: _State, log: Log, *, o
     state.full = False
     for step in (_watch, _look, _finish, _start, _purge):
         try:
-            step(site, spool, parts, state, log)
+            with parts.board.at(step.__name__.strip("_")):
+                step(site, spool, parts, state, log)
         except ResourceError as error:  # nothing is lost: the next round tries again
             state.full = True
             if not before:
@@ -245,10 +272,12 @@ def _watch(site: Site, spool: Spool, parts: Parts, state: _State, log: Log) -> N
         state.moving[number] = watch.scan(
             spool, watched, state.files[number], clock, max_bytes=bounds[0], min_free_bytes=bounds[1], log=log
         )
+        parts.board.trouble(f"watched folder {number + 1}", "" if watched.folder.is_dir() else "watch_missing")
 
 
 def _look(site: Site, spool: Spool, parts: Parts, state: _State, log: Log) -> None:
     for study in complete.quiet(spool, state.arrivals, site.spool.quiet_s, time.monotonic()):
+        parts.board.beat("look")  # each look has its time
         complete.look(spool, study, parts.read, log=log)
 
 
@@ -265,6 +294,7 @@ def _finish(site: Site, spool: Spool, parts: Parts, state: _State, log: Log) -> 
         state.unentered.add(started.job)
         work.finish(spool, started, site.work, site.destinations, log=log)
         state.unentered.discard(started.job)
+    parts.board.children(started.running.process.pid for started in state.working)
 
 
 def _start(site: Site, spool: Spool, parts: Parts, state: _State, log: Log) -> None:
@@ -315,8 +345,9 @@ def _delivering(site: Site, spool: Spool, parts: Parts, log: Log) -> Iterator[No
                 ended.wait(5 * TICK_S)
 
     threads = [threading.Thread(target=work_for, args=(d.name,), daemon=True) for d in site.destinations]
-    for thread in threads:
+    for destination, thread in zip(site.destinations, threads, strict=True):
         thread.start()
+        parts.board.watch(f"sender to {destination.name}", thread.is_alive)
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ import pytest
 import qsm_edge
 from qsm_edge import cli
 from qsm_edge.errors import REASONS
+from qsm_edge.status.remedies import REMEDIES
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -83,6 +84,7 @@ def test_make_knows_its_targets(target):
 def test_every_reason_code_is_documented_with_its_meaning():
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", read("docs/reason-codes.md"), re.MULTILINE)
     assert {code: meaning for code, meaning, _ in rows} == REASONS
+    assert {code: helps for code, _, helps in rows} == REMEDIES, "the status page says what the document says"
     assert all(helps.strip() for _, _, helps in rows)
 
 

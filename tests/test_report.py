@@ -318,11 +318,11 @@ def test_the_page_stays_small(result):
     assert len(report_html(loud)) < 2_000_000
 
 
-def test_both_files_appear_whole_or_not_at_all(result, tmp_path, monkeypatch):
+def test_the_files_appear_whole_or_not_at_all(result, tmp_path, monkeypatch):
     folder = tmp_path / "new" / "folder"
     write_report(result, folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert set(before) == {"report.html", "report.json"}
+    assert set(before) == {"report.html", "report.json", "preview.png"}
 
     def full(_: int) -> None:
         raise OSError("no space left on device")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import report_factory as factory
 from PIL import Image
 
+from qsm_edge.report import preview_png
 from qsm_edge.report.pictures import Panel, View, mosaic, orientation_of, png
 from qsm_edge.types import Geometry
 
@@ -174,3 +176,25 @@ def test_a_png_is_read_back_by_another_reader(shape):
     palette = [(i, 255 - i, 7) for i in range(256)]
     with Image.open(io.BytesIO(png(smooth, palette))) as image:
         assert np.array_equal(np.asarray(image.convert("RGB")), np.array(palette, np.uint8)[smooth])
+
+
+def test_the_preview_shows_the_map_alone_on_the_grey_of_the_report():
+    """Whatever lies outside the mask, a face or a name burned in, is black; the map's zero is the middle of the greys."""
+    flat = factory.result()
+    loud = np.where(flat.mask, 0, 9).astype(np.float32)
+    seen = picture(preview_png(dataclasses.replace(flat, chi_ppm=loud)))
+    assert set(np.unique(seen)) == {0, round(0.5 * 255)}
+    flipped = picture(preview_png(dataclasses.replace(flat, chi_ppm=-flat.chi_ppm))).astype(int)
+    straight = picture(preview_png(flat)).astype(int)
+    inside = seen > 0
+    assert np.all(np.abs(flipped + straight - 255)[inside] <= 1)
+    assert not straight[~inside].any()
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_the_preview_is_small_and_of_the_same_size_however_the_slab_lies(name):
+    encoded = preview_png(factory.result(factory.head(GEOMETRIES[name])))
+    rows, columns = picture(encoded).shape
+    assert 70 < rows < 130
+    assert 200 < columns < 360
+    assert len(encoded) < 60_000

@@ -184,6 +184,11 @@ class Listener:
         self._thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="listener", daemon=True)
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it takes connections."""
+        return self._thread.is_alive()
+
     def stop(self, grace_s: float = 10.0) -> None:
         """Take no more connections, let the open ones finish for `grace_s`, end those that do not."""
         if self._thread.is_alive():

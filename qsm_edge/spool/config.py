@@ -106,7 +106,7 @@ class Destination:
 
 @dataclass(frozen=True)
 class Site:
-    """A whole configuration. `listen` is the table of that name for the listener to understand, None without one."""
+    """A whole configuration. `listen` and `status` are the tables of those names for others to understand, or None."""
 
     spool: SpoolSettings
     watch: tuple[Watch, ...] = ()
@@ -115,6 +115,7 @@ class Site:
     log: Logs = Logs()
     destinations: tuple[Destination, ...] = ()
     listen: Table | None = None
+    status: Table | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ Kind = TypeVar("Kind")
 
 _TABLES: dict[str, type] = {"spool": SpoolSettings, "work": Work, "delivery": Delivery, "log": Logs}
 _LISTS = ("watch", "destination")
+_OTHERS = ("listen", "status")
 
 
 def load(path: Path) -> Site:
@@ -176,7 +178,7 @@ def _line_of(message: str, text: str) -> int:
 
 
 def _site(whole: dict[str, Any], text: _Text, base: Path) -> Site:
-    known = [*_TABLES, *_LISTS, "listen"]
+    known = [*_TABLES, *_LISTS, *_OTHERS]
     for key, value in whole.items():
         if key not in known:
             where = text.at(key) if isinstance(value, dict | list) else text.at("", 0, key)
@@ -201,8 +203,8 @@ def _site(whole: dict[str, Any], text: _Text, base: Path) -> Site:
     one: dict[str, Any] = {name: bind(kind, table(name, 0, whole.get(name, {}))) for name, kind in _TABLES.items()}
     destinations = [_destination(entry) for entry in tables("destination")]
     watched = [bind(Watch, entry) for entry in tables("watch")]
-    listen = table("listen", 0, whole["listen"]) if "listen" in whole else None
-    site = Site(**one, watch=tuple(watched), destinations=tuple(destinations), listen=listen)
+    one |= {name: table(name, 0, whole[name]) for name in _OTHERS if name in whole}
+    site = Site(**one, watch=tuple(watched), destinations=tuple(destinations))
     _check_together(site, text)
     return site
 

@@ -18,7 +18,7 @@ STATES = ("incoming", "held", "ready", "working", "done", "refused", "failed")
 #: Where a job's folder lies in each of its states; the other states have none.
 JOB_FOLDERS = ("ready", "working", "done", "refused", "failed")
 PART = ".part"
-_LEDGER, _LOCK = "ledger.sqlite", "service.lock"
+LEDGER, _LOCK = "ledger.sqlite", "service.lock"
 #: Where less than this is free, what a child could not write was lost to the full disk.
 NOTHING_FREE = 1 << 20
 _NO_LINKS = {errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EXDEV, errno.ENOSYS, errno.EACCES}
@@ -54,7 +54,7 @@ def opened(root: Path) -> Iterator[Spool]:
         for state in STATES:
             (root / state).mkdir(exist_ok=True, mode=0o700)
         sync_folder(root)
-    ledger = Ledger(root / _LEDGER)
+    ledger = Ledger(root / LEDGER)
     try:
         yield Spool(root, ledger)
     finally:

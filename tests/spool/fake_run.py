@@ -1,12 +1,14 @@
 """Stands in for `qsm-edge run INPUT OUTPUT --json`: a result whose bytes differ from run to run, as a time stamp makes them.
 
-Options: `--sleep S`, `--crash`, `--refuse CODE`, `--hang`, `--twice` (two acquisitions).
+Options: `--sleep S`, `--crash`, `--refuse CODE`, `--hang`, `--twice` (two acquisitions), `--verdict V`, `--report FOLDER` (of
+which the files are part of each result).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -36,7 +38,10 @@ def main() -> int:
                 (folder / "chi" / f"{number:04d}.dcm").write_bytes(f"{sops} {number} ".encode() + os.urandom(16))
             (folder / "mask.dcm").write_bytes(b"mask" + os.urandom(16))
             (folder / "report.html").write_text("report")
-            document["done"].append({"folder": str(folder), "verdict": "good"})
+            if "--report" in options:
+                shutil.copytree(options[options.index("--report") + 1], folder, dirs_exist_ok=True)
+            verdict = options[options.index("--verdict") + 1] if "--verdict" in options else "good"
+            document["done"].append({"folder": str(folder), "verdict": verdict})
     sys.stdout.write(json.dumps(document))
     return 3 if document["refused"] else 0
 

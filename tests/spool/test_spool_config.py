@@ -15,9 +15,18 @@ from qsm_edge.listen import Settings
 from qsm_edge.send import Destination as Peer
 from qsm_edge.spool import config
 from qsm_edge.spool.config import Delivery, Destination, Logs, SpoolSettings, Watch, Work, bind, load
+from qsm_edge.status import Settings as Page
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "deploy" / "site.example.toml"
-KINDS = {"spool": SpoolSettings, "listen": Settings, "watch": Watch, "work": Work, "delivery": Delivery, "log": Logs}
+KINDS = {
+    "spool": SpoolSettings,
+    "listen": Settings,
+    "watch": Watch,
+    "work": Work,
+    "delivery": Delivery,
+    "log": Logs,
+    "status": Page,
+}
 
 
 def written(folder: Path, text: str) -> Path:
@@ -35,6 +44,8 @@ def test_the_example_is_valid_as_it_comes():
     assert bind(Peer, site.destinations[1].peer).kind == "stow"
     assert site.listen is not None
     assert bind(Settings, site.listen).calling_ae_titles == ("SCANNER",)
+    assert site.status is not None
+    assert bind(Page, site.status) == Page()
 
 
 def test_the_example_explains_every_key_and_states_the_true_defaults():
@@ -104,6 +115,11 @@ def test_the_commands_name_the_line_of_what_listener_and_sender_refuse(tmp_path,
         '[listen]\nae_title = "a\\\\b"\n': "site.toml:3",
         '[[destination]]\nname = "pacs"\nhost = "h"\nprot = 104\n': "site.toml:6",
         '[[destination]]\nname = "pacs"\nkind = "stow"\nurl = "ftp://h"\n': "site.toml:6",
+        '[status]\nport = 80\naddress = "0.0.0.0"\n': "site.toml:5",
+        '[status]\naddress = "localhost"\n': "site.toml:4",
+        '[status]\nhosts = ["a", "http://a"]\n': "site.toml:4",
+        "[status]\nrefresh_s = 0\n": "site.toml:4",
+        "[status]\n\npages = 2\n": "site.toml:5",
     }
     for text, place in wrong.items():
         path = written(tmp_path, SPOOL + text)
