@@ -80,6 +80,10 @@ REASONS: dict[str, str] = {
     "out_of_disk": "there is no room for the output",
     "no_device": "the requested device is not there",
     "timed_out": "it took longer than its limit and was ended",
+    # the MRD stream of a scanner
+    "raw_data": "k-space data were sent, which nothing is reconstructed from here",
+    "bad_message": "the stream breaks the MRD protocol, or is another one",
+    "stream_ended": "the connection ended or fell silent before everything had come",
     # warnings that go with a result (never raised)
     "single_echo": "one echo: the phase offset cannot be told from the field",
     "offset_correction": "odd and even echoes differ by a phase offset (bipolar read-out); it was fitted and removed",

@@ -70,6 +70,11 @@ def fast_shape(shape: tuple[int, ...], margin: tuple[int, ...] | int = 0) -> Tri
     return z, y, x
 
 
+def whole_voxels(length_mm: float, voxel_mm: tuple[float, ...]) -> tuple[int, ...]:
+    """How many voxels fit into a length along each axis; the last digits of a grid's numbers do not decide it."""
+    return tuple(int(length_mm / v * (1 + 1e-6)) for v in voxel_mm)
+
+
 def wavenumbers(shape: Triple, voxel_mm: tuple[float, float, float], reference: Array) -> tuple[Array, Array, Array]:
     """Spatial frequencies [cycles/mm] of the half spectrum along z, y, x, shaped to broadcast, where `reference` lives."""
     xp = namespace(reference)

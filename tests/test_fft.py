@@ -67,3 +67,9 @@ def test_wavenumbers_are_cycles_per_millimetre_from_zero(xp: Flavour) -> None:
     assert_close(kz.ravel(), np.fft.fftfreq(5, 2.0).astype(np.float32), 1e-6)
     assert_close(ky.ravel(), np.fft.fftfreq(6, 1.5).astype(np.float32), 1e-6)
     assert_close(kx.ravel(), np.fft.rfftfreq(8, 0.5).astype(np.float32), 1e-6)
+
+
+@pytest.mark.parametrize("last_digits", [-1e-9, 0.0, 1e-9])
+def test_the_last_digits_of_a_voxel_size_do_not_decide_how_many_fit(last_digits: float) -> None:
+    voxel = tuple(size * (1 + last_digits) for size in (3.2, 3.3, 0.8))
+    assert fft.whole_voxels(48.0, voxel) == (15, 14, 60)
