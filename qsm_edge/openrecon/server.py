@@ -139,18 +139,18 @@ def _over(session: Session, settings: Settings, log: Log) -> bool:
     if status:
         code = "timed_out" if session.timed_out or status == -signal.SIGXCPU else "internal"
         log("mrd_session", {"outcome": code, "status": status})
-        threading.Thread(target=_last_word, args=(session.connection, code), daemon=True).start()
+        threading.Thread(target=_last_word, args=(session.connection, code, REASONS[code]), daemon=True).start()
     else:
         session.connection.close()
     return True
 
 
-def _last_word(connection: socket.socket, code: str) -> None:
+def _last_word(connection: socket.socket, code: str, text: str, linger_s: float = wire.LINGER_S) -> None:
     """For a peer whose session died; where that was in the middle of an image, the stream is broken anyway."""
-    stream = wire.Stream(connection)
+    stream = wire.Stream(connection, wire.Limits(stall_s=_GRACE_S))
     with contextlib.suppress(OSError):
-        stream.say(f"[{code}] {REASONS[code]}")
-    stream.close()
+        stream.say(f"[{code}] {text}")
+    stream.close(linger_s)
 
 
 def _end(session: Session) -> None:
@@ -159,7 +159,7 @@ def _end(session: Session) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         session.process.wait(_GRACE_S)
     _kill(session)
-    session.connection.close()
+    _last_word(session.connection, "stream_ended", "the server was asked to end", linger_s=0.5)
 
 
 def _kill(session: Session) -> None:

@@ -18,17 +18,17 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qsm_edge.errors import REASONS, InputRefused, QsmEdgeError
-from qsm_edge.openrecon import answer, mrd, wire
-from qsm_edge.openrecon.collect import Acquisition, collect
-from qsm_edge.openrecon.header import read_header
-from qsm_edge.openrecon.parameters import parameters_in, wishes
+from qsm_edge.openrecon import wire
 from qsm_edge.run import Options, place_of
 from qsm_edge.spool.limits import end_with_parent, limit
 from qsm_edge.spool.log import Log, logger
-from qsm_edge.types import Result
+
+if TYPE_CHECKING:  # what takes a second to load is loaded when images have come
+    from qsm_edge.openrecon.collect import Acquisition
+    from qsm_edge.types import Result
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,6 @@ def converse(connection: socket.socket, task: Task, log: Log) -> None:
     begun, code, sent = time.monotonic(), "empty", 0
     try:
         try:
-            mrd.library()
             receive(stream, received)
             if received.images:
                 code, sent = _answered(stream, received, task.options)
@@ -115,6 +114,9 @@ def _answered(stream: wire.Stream, received: Received, defaults: Options) -> tup
 
     Raises OSError where the peer does not take it.
     """
+    from qsm_edge.openrecon import answer
+    from qsm_edge.openrecon.parameters import parameters_in, wishes
+
     code, text, back = "done", "", True
     chi: Sequence[wire.RawImage] = ()
     try:
@@ -135,9 +137,12 @@ def _answered(stream: wire.Stream, received: Received, defaults: Options) -> tup
 def reconstruct(received: Received, options: Options) -> tuple[Acquisition, Result]:
     """The acquisition and its result. Raises what `collect`, `Acquisition.load` and `pipeline.reconstruct` raise."""
     from qsm_edge import pipeline
+    from qsm_edge.openrecon.collect import collect
+    from qsm_edge.openrecon.header import read_header
+    from qsm_edge.openrecon.mrd import understood
     from qsm_edge.recipe import Recipe
 
-    acquisition = collect([mrd.understood(image) for image in received.images], read_header(received.header))
+    acquisition = collect([understood(image) for image in received.images], read_header(received.header))
     series = acquisition.load()
     recipe = Recipe.load(options.recipe, options.overrides)
     model = None if options.model is None else str(options.model)

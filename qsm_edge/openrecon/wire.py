@@ -31,7 +31,7 @@ _PIECE = 1 << 20
 #: Whoever sends slower than this keeps a connection for its own sake.
 _LEAST_BYTES_PER_S = 100_000
 #: What still comes when an answer was sent is taken, so that the answer is not lost: so long, and so quiet.
-_LINGER_S, _QUIET_S = 120.0, 3.0
+LINGER_S, _QUIET_S = 120.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -169,13 +169,13 @@ class Stream:
         content = text.encode("utf-8", "replace")
         self.send(TEXT, _LENGTH.pack(len(content)), content)
 
-    def close(self) -> None:
+    def close(self, linger_s: float = LINGER_S) -> None:
         """Say that there is no more, take what still comes for a while, and close: unread bytes would cancel our answer."""
         with contextlib.suppress(OSError):
             self.send(CLOSE)
             self.connection.shutdown(socket.SHUT_WR)
-            end = time.monotonic() + _LINGER_S
-            self.connection.settimeout(_QUIET_S)
+            end = time.monotonic() + linger_s
+            self.connection.settimeout(min(_QUIET_S, linger_s))
             while time.monotonic() < end and self.connection.recv(_PIECE):
                 pass
         self.connection.close()
