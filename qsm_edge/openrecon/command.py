@@ -6,6 +6,7 @@ import argparse
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 _EPILOG = """\
@@ -54,7 +55,11 @@ def _mrd(args: argparse.Namespace) -> int:
     options = Options(args.recipe, tuple(args.set), args.mask, args.model, args.device)
     wishes({}, options)  # what cannot work is said now, not to the first patient
     backend.resolve_device(args.device)
-    task = Task(options, wire.Limits(idle_s=args.idle_s), log_form=args.log)
+    limits = wire.Limits(idle_s=args.idle_s)
+    free = backend.available_bytes("cpu")
+    if free is not None:  # what comes is held, and must leave room for what is made of it
+        limits = replace(limits, total_bytes=min(limits.total_bytes, free // (2 * args.connections)))
+    task = Task(options, limits, log_form=args.log)
     stop = threading.Event()
     with stopped_by_signals(stop):
         settings = Settings(args.bind, args.port, args.connections, args.wall_s, task)

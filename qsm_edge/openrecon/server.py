@@ -137,7 +137,7 @@ def _over(session: Session, settings: Settings, log: Log) -> bool:
         _kill(session)
     status = session.process.returncode
     if status:
-        code = "timed_out" if session.timed_out or status == -signal.SIGXCPU else "internal"
+        code = "timed_out" if session.timed_out else "internal"
         log("mrd_session", {"outcome": code, "status": status})
         threading.Thread(target=_last_word, args=(session.connection, code, REASONS[code]), daemon=True).start()
     else:

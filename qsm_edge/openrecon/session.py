@@ -37,7 +37,6 @@ class Task:
 
     options: Options = field(default_factory=Options)
     limits: wire.Limits = field(default_factory=wire.Limits)
-    cpu_s: int = 0
     log_form: str = "plain"
 
     def as_json(self) -> str:
@@ -67,7 +66,7 @@ class Received:
 def main(argv: list[str]) -> int:
     """Serve the connection on standard input; returns 0, whatever the peer did."""
     task = Task.from_json(argv[0])
-    limit(0, task.cpu_s)
+    limit(0, 0)  # no core file: it would hold the images
     end_with_parent(int(os.environ.get("QSM_EDGE_PARENT", os.getppid())))
     warnings.simplefilter("ignore")  # a library's warning may quote what a header holds
     connection = socket.socket(fileno=os.dup(0))

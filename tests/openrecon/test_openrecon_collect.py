@@ -326,5 +326,5 @@ def test_the_label_declares_the_parameters_that_there_are():
 
 
 def test_a_task_reaches_its_session_as_it_is(tmp_path):
-    task = Task(Options("fast", ("invert=tkd",), "network", tmp_path / "a.onnx", "cpu"), Limits(idle_s=7.0), 60, "json")
+    task = Task(Options("fast", ("invert=tkd",), "network", tmp_path / "a.onnx", "cpu"), Limits(idle_s=7.0), "json")
     assert Task.from_json(task.as_json()) == task
