@@ -12,14 +12,14 @@ from collections.abc import Callable
 from qsm_edge import kernels
 from qsm_edge.backend import namespace
 from qsm_edge.distance import depth_mm
-from qsm_edge.fft import crop, fast_shape, irfftn, pad, rfftn, whole_voxels
+from qsm_edge.fft import covering, crop, fast_shape, irfftn, pad, rfftn
 from qsm_edge.solvers import cg
 from qsm_edge.tfi import tfi
 from qsm_edge.types import Array, Geometry, OnIteration
 
 
 def _margin(geometry: Geometry, radius_mm: float) -> tuple[int, int, int]:
-    z, y, x = (n + 2 for n in whole_voxels(radius_mm, geometry.voxel_mm))
+    z, y, x = (n + 1 for n in covering(radius_mm, geometry.voxel_mm))
     return z, y, x
 
 
@@ -48,7 +48,7 @@ def vsharp(
     xp = namespace(field_ppm)
     smallest = max(geometry.voxel_mm)
     step = max(step_mm, smallest)
-    radii = [smallest + i * step for i in range(max(1, whole_voxels(radius_mm - smallest, (step,))[0] + 1))][::-1]
+    radii = [smallest + i * step for i in range(max(1, int((radius_mm - smallest) / step) + 1))][::-1]
     shape = fast_shape(field_ppm.shape, _margin(geometry, radii[0]))
     spectrum = rfftn(field_ppm * xp.astype(mask, xp.float32), shape)
     depth = depth_mm(mask, geometry)

@@ -70,6 +70,6 @@ def test_wavenumbers_are_cycles_per_millimetre_from_zero(xp: Flavour) -> None:
 
 
 @pytest.mark.parametrize("last_digits", [-1e-9, 0.0, 1e-9])
-def test_the_last_digits_of_a_voxel_size_do_not_decide_how_many_fit(last_digits: float) -> None:
+def test_the_last_digits_of_a_voxel_size_do_not_decide_how_many_it_takes(last_digits: float) -> None:
     voxel = tuple(size * (1 + last_digits) for size in (3.2, 3.3, 0.8))
-    assert fft.whole_voxels(48.0, voxel) == (15, 14, 60)
+    assert fft.covering(48.0, voxel) == (15, 15, 60)
