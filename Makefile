@@ -65,7 +65,7 @@ $(STAMPS)/runtime: $(STAMPS)/venv pyproject.toml
 
 $(STAMPS)/dev: $(STAMPS)/venv pyproject.toml
 	@echo "installing qsm-edge and its development tools into $(VENV) (once; a minute or two)"
-	$(PIP) install --editable '.[cpu,codecs]' --group dev
+	$(PIP) install --editable '.[cpu,codecs,openrecon]' --group dev
 	@touch $@ $(STAMPS)/runtime
 
 $(STAMPS)/export: $(STAMPS)/dev pyproject.toml

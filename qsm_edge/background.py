@@ -12,14 +12,14 @@ from collections.abc import Callable
 from qsm_edge import kernels
 from qsm_edge.backend import namespace
 from qsm_edge.distance import depth_mm
-from qsm_edge.fft import crop, fast_shape, irfftn, pad, rfftn
+from qsm_edge.fft import covering, crop, fast_shape, irfftn, pad, rfftn
 from qsm_edge.solvers import cg
 from qsm_edge.tfi import tfi
 from qsm_edge.types import Array, Geometry, OnIteration
 
 
 def _margin(geometry: Geometry, radius_mm: float) -> tuple[int, int, int]:
-    z, y, x = (int(radius_mm / v) + 2 for v in geometry.voxel_mm)
+    z, y, x = (n + 1 for n in covering(radius_mm, geometry.voxel_mm))
     return z, y, x
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsm_edge import __version__, contracts
 from qsm_edge.errors import QsmEdgeError
+from qsm_edge.openrecon import command as openrecon_command
 from qsm_edge.progress import Progress
 from qsm_edge.queue_commands import add_commands
 from qsm_edge.run import MASKS, Done, Options, Outcome, Terminated, counted, line_of, place_of, run
@@ -140,6 +141,7 @@ def parser() -> argparse.ArgumentParser:
 
     add_commands(command)
     contracts.add_command(command)
+    openrecon_command.add_command(command)
 
     sub = command("doctor", _doctor, "Check this installation, and its numbers on a case with a known answer.")
     sub.add_argument("--quiet", action="store_true", help="show no progress")

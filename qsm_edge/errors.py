@@ -84,6 +84,10 @@ REASONS: dict[str, str] = {
     "watch_missing": "a watched folder is not there",
     "ledger_unwritable": "the spool's ledger cannot be written to",
     "part_stopped": "a part of the service has ended or does not come back",
+    # the MRD stream of a scanner
+    "raw_data": "k-space data were sent, which nothing is reconstructed from here",
+    "bad_message": "the stream breaks the MRD protocol, or is another one",
+    "stream_ended": "the connection ended or fell silent before everything had come",
     # warnings that go with a result (never raised)
     "single_echo": "one echo: the phase offset cannot be told from the field",
     "offset_correction": "odd and even echoes differ by a phase offset (bipolar read-out); it was fitted and removed",

@@ -5,6 +5,7 @@ The grids are padded to sizes whose factors are 2, 3, 5 and 7 at most, for which
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from qsm_edge.backend import is_numpy, namespace, scipy_fft_for, threads
@@ -68,6 +69,11 @@ def fast_shape(shape: tuple[int, ...], margin: tuple[int, ...] | int = 0) -> Tri
     margins = (margin,) * 3 if isinstance(margin, int) else margin
     z, y, x = (fast_length(n + m) for n, m in zip(shape, margins, strict=True))
     return z, y, x
+
+
+def covering(length_mm: float, voxel_mm: tuple[float, ...]) -> tuple[int, ...]:
+    """How many voxels cover a length along each axis; the last digits of a grid's numbers do not decide it."""
+    return tuple(math.ceil(length_mm / v * (1 - 1e-6)) for v in voxel_mm)
 
 
 def wavenumbers(shape: Triple, voxel_mm: tuple[float, float, float], reference: Array) -> tuple[Array, Array, Array]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from qsm_edge import kernels
 from qsm_edge.backend import namespace
-from qsm_edge.fft import Triple, crop, fast_shape, irfftn, pad, rfftn
+from qsm_edge.fft import Triple, covering, crop, fast_shape, irfftn, pad, rfftn
 from qsm_edge.solvers import adjoint_difference, dot, forward_difference, shrink
 from qsm_edge.types import Array, Geometry, OnIteration
 
@@ -21,7 +21,7 @@ Proximal = Callable[[Array], Array]
 
 
 def _grid(local_ppm: Array, geometry: Geometry, margin_mm: float) -> tuple[Triple, Array]:
-    shape = fast_shape(local_ppm.shape, tuple(int(margin_mm / v) + 1 for v in geometry.voxel_mm))
+    shape = fast_shape(local_ppm.shape, covering(margin_mm, geometry.voxel_mm))
     return shape, kernels.dipole(shape, geometry.voxel_mm, geometry.b0_dir, local_ppm)
 
 

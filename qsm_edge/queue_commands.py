@@ -77,12 +77,12 @@ def _serve(args: argparse.Namespace) -> int:
         _show(args, "serve", {"valid": True, **facts}, f"the configuration is valid: {_words(facts)}\n")
         return 0
     stop = threading.Event()
-    with _stopped_by_signals(stop):
+    with stopped_by_signals(stop):
         return serve(site, parts, once=args.once, stop=stop, log=log)
 
 
 @contextlib.contextmanager
-def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
     """A request to end sets `stop`: what is at work is put back, and nothing is torn apart."""
 
     def ask(number: int, frame: object) -> None:

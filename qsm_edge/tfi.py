@@ -8,7 +8,7 @@ import numpy as np
 
 from qsm_edge import kernels
 from qsm_edge.backend import namespace
-from qsm_edge.fft import Triple, crop, fast_shape, irfftn, pad, rfftn, wavenumbers
+from qsm_edge.fft import Triple, covering, crop, fast_shape, irfftn, pad, rfftn, wavenumbers
 from qsm_edge.solvers import cg
 from qsm_edge.types import Array, Geometry, OnIteration
 
@@ -79,7 +79,7 @@ class _Model:
         inside_ppm, outside_ppm, self.noise_ppm, length_mm = spreads
         voxel = (float(voxel_mm[0]), float(voxel_mm[1]), float(voxel_mm[2]))
         self.small: Triple = tuple(inside.shape)  # type: ignore[assignment]
-        self.shape = fast_shape(self.small, tuple(int(margin_mm / v) + 1 for v in voxel))
+        self.shape = fast_shape(self.small, covering(margin_mm, voxel))
         self.response = kernels.dipole(self.shape, voxel, b0_dir, inside)
         k = wavenumbers(self.shape, voxel, inside)
         lowpass = 1 / xp.sqrt(1 + (2 * math.pi * length_mm) ** 2 * (k[0] ** 2 + k[1] ** 2 + k[2] ** 2))

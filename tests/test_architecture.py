@@ -27,7 +27,9 @@ LAYER: dict[str, float] = {
     **dict.fromkeys(("stages", "recipe", "memory", "provenance", "checks", "pipeline", "maps"), 4),
     **dict.fromkeys(("dicom", "nifti", "report"), BORDER),
     **dict.fromkeys(("cli", "run", "maskonly", "survey", "publish", "progress", "doctor", "selftest"), 5),
-    **dict.fromkeys(("spool", "serve", "queue_commands", "contracts", "listen", "send", "status", "__main__"), 5),
+    **dict.fromkeys(
+        ("spool", "serve", "queue_commands", "contracts", "listen", "send", "status", "openrecon", "__main__"), 5
+    ),
 }
 DOORS = {
     "cupy": {"backend"},
@@ -40,6 +42,7 @@ DOORS = {
     "pydicom": {"dicom"},
     "highdicom": {"dicom"},
     "gdcm": {"dicom"},
+    "ismrmrd": {"openrecon"},
 }
 EVERYWHERE = {"numpy", "scipy", "array_api_compat"}
 EXPORT_MAY_IMPORT = {"types", "units", "kernels", "fft", "masking"}

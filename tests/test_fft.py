@@ -110,3 +110,9 @@ def test_the_chosen_engine_does_the_work(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv(backend.FFT_VARIABLE, "mkl")
     fft.rfftn(_volume((4, 5, 6)), (6, 6, 8))
     assert called == [((6, 6, 8), (0, 1, 2), backend.threads())]
+
+
+@pytest.mark.parametrize("last_digits", [-1e-9, 0.0, 1e-9])
+def test_the_last_digits_of_a_voxel_size_do_not_decide_how_many_it_takes(last_digits: float) -> None:
+    voxel = tuple(size * (1 + last_digits) for size in (3.2, 3.3, 0.8))
+    assert fft.covering(48.0, voxel) == (15, 15, 60)

@@ -38,7 +38,7 @@ def test_the_runtime_needs_no_more_than_was_agreed():
     agreed = {"numpy", "scipy", "pydicom", "pynetdicom", "highdicom", "nibabel", "array-api-compat"}
     assert names(PROJECT["project"]["dependencies"]) == agreed
     extras = PROJECT["project"]["optional-dependencies"]
-    assert set(extras) == {"cpu", "gpu", "codecs"}
+    assert set(extras) == {"cpu", "gpu", "codecs", "openrecon"}
     assert names(extras["cpu"]) & names(extras["gpu"]) == set(), "the two onnxruntime wheels overwrite each other"
     assert {"dev", "export"} <= set(PROJECT["dependency-groups"])
     assert not names([line for extra in extras.values() for line in extra]) & {"torch", "monai", "pylibjpeg-libjpeg"}

@@ -67,7 +67,7 @@ def read_signal(plan: Plan) -> Signal:
             phase[:, 1::2] += np.where(phase[:, 1::2] > 0, np.float32(-np.pi), np.float32(np.pi))
     if vendor.sign < 0:
         np.negative(phase, out=phase)
-    _wrap(phase)
+    wrap(phase)
     sign = "stored phase falls with the field, conjugated" if vendor.sign < 0 else "stored phase grows with the field"
     return Signal(magnitude, phase, scale, chop, sign)
 
@@ -136,7 +136,10 @@ def _phase(echoes: Sequence[Sequence[Image]], vendor: Vendor) -> tuple[np.ndarra
             ranges[_key(image)] = image, min(low, lowest), max(high, highest)
     if min(spans) == 0:
         raise InputRefused("phase_constant", got=f"echo {spans.index(0) + 1} has a single value")
-    scales = {_scale(image, vendor, low, high) for image, low, high in ranges.values()}
+    scales = {
+        phase_scale(_rescale(i), i.file.bits_stored, i.file.signed, (low, high), full_range=vendor.full_range)
+        for i, low, high in ranges.values()
+    }
     if len(scales) != 1:
         raise InputRefused("unknown_phase_scale", "the phase images do not share one scale")
     scale, factor, offset = scales.pop()
@@ -154,16 +157,19 @@ def _ends(stored: np.ndarray, image: Image) -> tuple[float, float]:
     return min(ends), max(ends)
 
 
-def _scale(image: Image, vendor: Vendor, low: float, high: float) -> tuple[str, float, float]:
-    """Name of the scale, radians per rescaled unit, and what to add before, of phase values from `low` to `high`.
+def phase_scale(
+    rescale: tuple[float, float], bits: int, signed: bool, ends: tuple[float, float], *, full_range: bool
+) -> tuple[str, float, float]:
+    """Name of the scale, radians per rescaled unit, and what to add before.
 
-    A rescale that lays a whole number of bits over a row's turn is believed. Else the values themselves must reach both
-    ends of a row.
+    rescale: slope and intercept. bits, signed: of what is stored. ends: the lowest and highest rescaled value.
+    full_range: see `vendors.Vendor`. A rescale that lays a whole number of bits over a row's turn is believed. Else the
+    values themselves must reach both ends of a row. Raises InputRefused unknown_phase_scale, phase_unwrapped.
     """
-    slope, intercept = _rescale(image)
+    (slope, intercept), (low, high) = rescale, ends
     if (slope, intercept) != (1.0, 0.0):
         for name, least, most, factor in PHASE_SCALES:
-            if _spans_turn(image, least, most):
+            if _spans_turn(rescale, bits, signed, (least, most)):
                 if max(-low, high) > most * (1 + EXCEEDS):
                     raise InputRefused("phase_unwrapped", got=f"values from {low:g} to {high:g}", wanted=f"+-{most:g}")
                 return name, factor, 0.0
@@ -171,17 +177,17 @@ def _scale(image: Image, vendor: Vendor, low: float, high: float) -> tuple[str, 
         if min(-low, high) >= least * (1 - FILLS) and max(-low, high) <= most:
             return f"{name}, by range", factor, 0.0
     fills = 0 <= low <= 2048 * FILLS and 4095 - 2048 * FILLS <= high <= 4095
-    if vendor.full_range and (slope, intercept) == (1.0, 0.0) and fills:
+    if full_range and (slope, intercept) == (1.0, 0.0) and fills:
         return "12 bits for a turn, by range", math.pi / 2048, -2048.0
     got = f"values from {low:g} to {high:g}, slope {slope:g}, intercept {intercept:g}"
     raise InputRefused("unknown_phase_scale", got=got)
 
 
-def _spans_turn(image: Image, least: float, most: float) -> bool:
+def _spans_turn(rescale: tuple[float, float], stored: int, signed: bool, half: tuple[float, float]) -> bool:
     """Whether the rescale takes the ends of some number of bits to minus and plus half a turn."""
-    slope, intercept = _rescale(image)
-    for bits in range(8, image.file.bits_stored + 1):
-        first = -(1 << (bits - 1)) if image.file.signed else 0
+    (slope, intercept), (least, most) = rescale, half
+    for bits in range(8, stored + 1):
+        first = -(1 << (bits - 1)) if signed else 0
         bottom, top = first * slope + intercept, (first + (1 << bits) - 1) * slope + intercept
         if least <= -bottom <= most and least * (1 - EXCEEDS) <= top <= most * (1 + EXCEEDS):
             return True
@@ -202,8 +208,8 @@ def _from_complex(plan: Plan) -> tuple[np.ndarray, np.ndarray, str]:
     return real, phase, "real and imaginary"
 
 
-def _wrap(phase: np.ndarray) -> None:
-    """Into (-pi, pi], in place; values are less than a turn outside."""
+def wrap(phase: np.ndarray) -> None:
+    """Phases [rad] into (-pi, pi], in place; values are less than a turn outside."""
     turn, half = np.float32(2 * np.pi), np.float32(np.pi)
     np.subtract(phase, turn, out=phase, where=phase > half)
     np.add(phase, turn, out=phase, where=phase <= -half)

@@ -225,11 +225,12 @@ def _named(header: Header) -> Vendor:
 
 def scanner_verdict(header: Header, vendor: Vendor) -> Verdict | None:
     """Why no map can be made of anything that this scanner stores, None where it can."""
-    return _scanner_verdict(header.text(_MANUFACTURER), header.text(_MODEL), _named(header).name, vendor.name)
+    return verdict_on_scanner(header.text(_MANUFACTURER), header.text(_MODEL), _named(header).name, vendor.name)
 
 
 @lru_cache(maxsize=64)  # the images of a series say the same
-def _scanner_verdict(maker: str, model: str, named: str, vendor: str) -> Verdict | None:
+def verdict_on_scanner(maker: str, model: str, named: str, vendor: str) -> Verdict | None:
+    """The same of a maker and a model as texts; named, vendor: names of VENDORS, by the maker and by the images."""
     for makers, models in VERTICAL_FIELD:
         made = any(re.search(makers, text, re.IGNORECASE) for text in (maker, vendor))
         if made and re.search(models, model, re.IGNORECASE):
@@ -294,11 +295,12 @@ def trap_of(header: Header, component: str) -> Verdict | None:
         "unit": header.texts(_RESCALE_TYPE)[:1] + _units(header),
         "private": [text for e in (0x9C, 0x9E) for text in header.private_texts(Private(0x0019, "GEMS_ACQU_01", e))],
     }
-    return _match(component, tuple((where, text) for where, texts in values.items() for text in texts))
+    return trap_in(component, tuple((where, text) for where, texts in values.items() for text in texts))
 
 
 @lru_cache(maxsize=256)  # the images of a series say the same
-def _match(component: str, values: tuple[tuple[str, str], ...]) -> Verdict | None:
+def trap_in(component: str, values: tuple[tuple[str, str], ...]) -> Verdict | None:
+    """The same of texts, each with where it was found (`Trap.where`)."""
     for trap in TRAPS:
         if trap.of and component not in trap.of:
             continue

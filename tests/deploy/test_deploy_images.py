@@ -13,7 +13,13 @@ import sandbox
 import qsm_edge
 from qsm_edge import cli, contracts
 
-DOCKERFILES = ("docker/Dockerfile.cpu", "docker/Dockerfile.cuda", "mercure/Dockerfile", "monai/Dockerfile")
+DOCKERFILES = (
+    "docker/Dockerfile.cpu",
+    "docker/Dockerfile.cuda",
+    "mercure/Dockerfile",
+    "monai/Dockerfile",
+    "openrecon/Dockerfile",
+)
 INSTALLED = "/opt/qsm-edge/bin/qsm-edge"
 
 
@@ -50,7 +56,8 @@ def test_what_an_image_copies_and_starts_exists(name):
     (start,) = [json.loads(rest) for what, rest in made if what == "ENTRYPOINT"]
     assert start[0] == INSTALLED
     if start[1:]:
-        assert cli.parser().parse_args(start[1:]).command.__name__ == "_module"
+        command = "_mrd" if name.startswith("openrecon") else "_module"
+        assert cli.parser().parse_args(start[1:]).command.__name__ == command
     assert "/etc/monai" not in (read(name) if name.startswith("mercure") else "")
 
 
