@@ -1,8 +1,9 @@
-"""Layer 3: dipole inversion. `METHODS[name](local_ppm, mask, geometry, weight, **options) -> chi_ppm`.
+"""Layer 3: dipole inversion. `METHODS[name](local_ppm, mask, geometry, weight, edges, **options) -> chi_ppm`.
 
 local_ppm: field of the sources inside the mask, (z, y, x) float32. weight: relative reliability, about 1, 0 for none.
-chi_ppm: susceptibility up to a constant, zero outside the mask. Every method pads by `margin_mm`, so that the dipole
-responses of opposite faces do not meet.
+edges: (3, z, y, x), what share of the total-variation penalty a step along each axis pays (see edges.py). chi_ppm:
+susceptibility up to a constant, zero outside the mask. Every method pads by `margin_mm`, so that the dipole responses of
+opposite faces do not meet.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def tkd(
     mask: Array,
     geometry: Geometry,
     weight: Array,
+    edges: Array,
     *,
     threshold: float = 0.15,
     margin_mm: float = 24.0,
@@ -57,6 +59,7 @@ def tkd(
     below 0.3 fade out of the field.
     Source: Shmueli et al., MRM 2009, doi:10.1002/mrm.22135.
     """
+    del edges
     xp = namespace(local_ppm)
 
     def inverse(response: Array) -> Array:
@@ -74,6 +77,7 @@ def tikhonov(
     mask: Array,
     geometry: Geometry,
     weight: Array,
+    edges: Array,
     *,
     regularisation: float = 0.01,
     margin_mm: float = 24.0,
@@ -84,6 +88,7 @@ def tikhonov(
 
     Source: Bilgic et al., JMRI 2014, doi:10.1002/jmri.24365.
     """
+    del edges
     chi = _filtered(
         local_ppm, mask, geometry, weight, margin_mm, lambda response: response / (response**2 + regularisation)
     )
@@ -94,7 +99,7 @@ def tikhonov(
 
 @dataclass(frozen=True)
 class _Problem:
-    """Total-variation inversion on its padded grid."""
+    """Total-variation inversion on its padded grid; `edges`: the penalty's share of a step along each axis."""
 
     shape: Triple
     voxel_mm: tuple[float, float, float]
@@ -102,9 +107,12 @@ class _Problem:
     gradient_power: Array
     field: Array
     power: Array
+    edges: tuple[Array, ...]
 
 
-def _problem(local_ppm: Array, mask: Array, geometry: Geometry, weight: Array, margin_mm: float) -> _Problem:
+def _problem(
+    local_ppm: Array, mask: Array, geometry: Geometry, weight: Array, margin_mm: float, edges: Array | None = None
+) -> _Problem:
     xp = namespace(local_ppm)
     shape, response = _grid(local_ppm, geometry, margin_mm)
     inside = xp.astype(mask, xp.float32)
@@ -113,9 +121,9 @@ def _problem(local_ppm: Array, mask: Array, geometry: Geometry, weight: Array, m
         xp.sum(power), xp.asarray(1e-12, dtype=power.dtype, device=power.device)
     )
     power_grad = kernels.gradient_power(shape, geometry.voxel_mm, local_ppm)
-    return _Problem(
-        shape, geometry.voxel_mm, response, power_grad, pad((local_ppm - centre) * inside, shape), pad(power, shape)
-    )
+    field = pad((local_ppm - centre) * inside, shape)
+    shares = tuple(xp.ones_like(field) if edges is None else pad(edges[axis, ...], shape) for axis in range(3))
+    return _Problem(shape, geometry.voxel_mm, response, power_grad, field, pad(power, shape), shares)
 
 
 #: Over-relaxation of ADMM (Boyd et al., Found Trends Mach Learn 2010, doi:10.1561/2200000016): the same answer, sooner.
@@ -126,7 +134,7 @@ class _SplitGradient:
     """The gradient of chi as ADMM splits it off: along each axis the shrunk slope and its scaled dual."""
 
     def __init__(self, problem: _Problem) -> None:
-        self._voxel_mm = problem.voxel_mm
+        self._voxel_mm, self._edges = problem.voxel_mm, problem.edges
         self._splits = [namespace(problem.field).zeros_like(problem.field) for _ in range(3)]
         self._duals = list(self._splits)
 
@@ -142,7 +150,7 @@ class _SplitGradient:
         for axis in range(3):
             slope = relaxation * forward_difference(chi, axis, self._voxel_mm[axis])
             slope = slope + (1 - relaxation) * self._splits[axis] + self._duals[axis]
-            self._splits[axis] = shrink(slope, threshold)
+            self._splits[axis] = shrink(slope, threshold * self._edges[axis])
             self._duals[axis] = slope - self._splits[axis]
 
 
@@ -212,8 +220,12 @@ def noise_ppm(local_ppm: Array, mask: Array) -> float:
 
 
 def _noise_factor(local_ppm: Array, mask: Array, reference_noise_ppm: float) -> float:
-    """How much more regularisation the noise asks for: 1 up to the reference noise, then in proportion, 20 at most."""
-    return min(max(1.0, noise_ppm(local_ppm, mask) / max(reference_noise_ppm, 1e-9)), 20.0)
+    """How much more regularisation the noise asks for: 1 up to the reference noise, then its power 1.5, 50 at most.
+
+    The power lies between the minimax choice (1) and the most probable answer (2); measured, bench/NOTES.md.
+    """
+    excess = max(1.0, noise_ppm(local_ppm, mask) / max(reference_noise_ppm, 1e-9))
+    return min(excess * math.sqrt(excess), 50.0)
 
 
 def _weighted_tv(
@@ -243,14 +255,15 @@ def tv(
     mask: Array,
     geometry: Geometry,
     weight: Array,
+    edges: Array,
     *,
-    regularisation: float = 1e-4,
+    regularisation: float = 2e-4,
     reference_noise_ppm: float = 0.0014,
     penalty: float = 1e-2,
-    data_penalty: float = 0.1,
-    iterations: int = 40,
-    tolerance: float = 0.02,
-    margin_mm: float = 12.0,
+    data_penalty: float = 0.02,
+    iterations: int = 50,
+    tolerance: float = 0.01,
+    margin_mm: float = 24.0,
     on_iteration: OnIteration | None = None,
 ) -> Array:
     """Weighted total variation: min 1/2 |W (D chi - f)|^2 + regularisation |grad chi|_1, by ADMM.
@@ -260,7 +273,7 @@ def tv(
     converged: a small `data_penalty` lets strong sources (bleeds) reach their value in tens of passes, not hundreds.
     Source: Bilgic et al., MRM 2014, doi:10.1002/mrm.25029; Milovic et al., MRM 2018, doi:10.1002/mrm.27073.
     """
-    problem = _problem(local_ppm, mask, geometry, weight, margin_mm)
+    problem = _problem(local_ppm, mask, geometry, weight, margin_mm, edges)
     factor = _noise_factor(local_ppm, mask, reference_noise_ppm)
     chi = _weighted_tv(
         problem,
@@ -280,17 +293,18 @@ def hdqsm(
     mask: Array,
     geometry: Geometry,
     weight: Array,
+    edges: Array,
     *,
-    regularisation: float = 1e-4,
+    regularisation: float = 2e-4,
     reference_noise_ppm: float = 0.0014,
     penalty: float = 1e-2,
-    data_penalty: float = 0.1,
+    data_penalty: float = 0.02,
     first_regularisation: float = 4e-3,
     first_iterations: int = 20,
     outlier_ppm: float = 0.02,
-    iterations: int = 40,
-    tolerance: float = 0.02,
-    margin_mm: float = 12.0,
+    iterations: int = 50,
+    tolerance: float = 0.01,
+    margin_mm: float = 24.0,
     on_iteration: OnIteration | None = None,
 ) -> Array:
     """Hybrid data fidelity: an L1 data term finds the voxels whose field no susceptibility explains, then weighted TV.
@@ -301,7 +315,7 @@ def hdqsm(
     Source: Lambert et al., MRM 2022, doi:10.1002/mrm.29218; Milovic et al., MRM 2022, doi:10.1002/mrm.28957.
     """
     xp = namespace(local_ppm)
-    problem = _problem(local_ppm, mask, geometry, weight, margin_mm)
+    problem = _problem(local_ppm, mask, geometry, weight, margin_mm, edges)
     strength = xp.sqrt(problem.power)
     factor = _noise_factor(local_ppm, mask, reference_noise_ppm)
 
@@ -326,6 +340,7 @@ def rts(
     mask: Array,
     geometry: Geometry,
     weight: Array,
+    edges: Array,
     *,
     threshold: float = 0.15,
     regularisation: float = 1e-3,

@@ -194,7 +194,8 @@ def chain(
     local, inner = run("background", fit.field_ppm, mask, geometry, weight)
     _require_voxels(inner, recipe.choices["background"].method)
     weight = run("rim", fit.field_ppm, local, inner, geometry, weight)
-    chi = run("invert", local, inner, geometry, weight)
+    steps = run("edges", magnitude, r2star, inner, geometry, weight)
+    chi = run("invert", local, inner, geometry, weight, steps)
     chi = run("reference", chi, inner, geometry, r2star)
     if len(times) == 1:
         notes.append(Note("single_echo", "One echo: the coil's phase offset was left to the background removal."))

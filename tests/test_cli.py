@@ -226,7 +226,7 @@ def test_results_of_other_settings_live_side_by_side_and_each_replaces_its_own(w
     settings = {
         "default": ("gre_one", []),
         "fast": ("gre_one_fast", ["--recipe", "fast"]),
-        "option": ("gre_one_default-", ["--set", "invert.regularisation=0.0002"]),
+        "option": ("gre_one_default-", ["--set", "invert.regularisation=0.0004"]),
         "another option": ("gre_one_default-", ["--set", "invert.regularisation=0.0003"]),
         "file": ("gre_one_fast-", ["--recipe", str(mine)]),
         "mask method": ("gre_one_default-", ["--mask", "threshold"]),

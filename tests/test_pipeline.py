@@ -66,7 +66,7 @@ def test_the_chain_finds_the_sources_of_an_analytic_head(name):
     assert not (inner & ~mask).any()
     assert inner.sum() > (0.99 if name == "default" else 0.7) * mask.sum()
     assert [r.stage for r in result.provenance.stages] == [
-        "mask", "unwrap", "echoes", "weight", "background", "rim", "invert", "reference", "quality"
+        "mask", "unwrap", "echoes", "weight", "background", "rim", "edges", "invert", "reference", "quality"
     ]  # fmt: skip
 
 

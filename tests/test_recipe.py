@@ -29,7 +29,7 @@ def test_a_shipped_recipe_resolves_every_stage_and_survives_its_own_toml(name, t
 
 def test_the_digest_follows_what_moves_a_voxel_and_nothing_else(tmp_path):
     plain = Recipe.load("default")
-    assert Recipe.load("default", ["invert.regularisation=0.0002"]).digest != plain.digest
+    assert Recipe.load("default", ["invert.regularisation=0.0003"]).digest != plain.digest
     path = tmp_path / "renamed.toml"
     path.write_text(plain.to_toml().replace('about = "', 'about = "other words; '), encoding="utf-8")
     assert Recipe.load(path).digest == plain.digest
@@ -118,6 +118,7 @@ ARGUMENTS = dict(
     echo_times_s=(0.004, 0.009, 0.013),
     precision=HEAD.mask.astype(np.float32),
     residual=0.1 * HEAD.mask.astype(np.float32),
+    edges=np.stack([HEAD.mask.astype(np.float32)] * 3),
     r2star_per_s=np.where(HEAD.depth_mm() > 12, 2, 20).astype(np.float32),
 )
 
