@@ -97,6 +97,7 @@ def windows(b0_tesla: float) -> dict[str, tuple[float, float]]:
         "r2star_per_s": (0.0, 15.0 * b0_tesla),
         "residual": (0.0, 0.1),
         "t2star_ms": (0.0, 300.0 / b0_tesla),
+        "chi_sd_ppm": (0.0, 0.04),
     }
 
 
