@@ -76,9 +76,16 @@ EXTRA_KINDS: dict[str, MapKind] = {
         _weighted("smwi", ("OTHER", "SMWI"), "SMWI", 6),
         _weighted("swi_mip", ("PROJECTION IMAGE", "SWI", "MIN_IP"), "SWI minIP", 7),
         MapKind(  # infinite where the field does not determine chi: stored as LIMIT, which no real-world value has
-            "chi_sd", ("OTHER", "QSM_SD"), "QSM chi SD", codes.MAGNETIC_SUSCEPTIBILITY, *_PPB, (20, 40), 8,
-            codes.STANDARD_DEVIATION, (0, LIMIT - 1),
-        ),  # fmt: skip
+            "chi_sd",
+            ("OTHER", "QSM_SD"),
+            "QSM chi SD",
+            codes.MAGNETIC_SUSCEPTIBILITY,
+            *_PPB,
+            (20, 40),
+            8,
+            codes.STANDARD_DEVIATION,
+            (0, LIMIT - 1),
+        ),
     )
 }
 
