@@ -133,7 +133,7 @@ def reconstructed(
 
 
 HEAD = ("case", "map of draw", "cost", "all", "core", "rim", "deep grey", "lesions", "by tenths of sd")
-HEAD += ("by tenths of other draws' sd", "median sd ppb", "draws' sd ppb")
+HEAD += ("by tenths of other draws' sd", "sd ppb", "draws' sd ppb")
 TRUTH_HEAD = ("case", "map of draw", "truth covered %", "error ppb", "sd ppb", "bias ppb", "marked %")
 TRUTH_HEAD += ("error in marked ppb", "marked of lesions %")
 
@@ -170,11 +170,7 @@ def judged(
     ]  # sorted by some draws, asked about the others: luck in the one is none in the other
     sorted_by = draws[half].std(0, ddof=1)
     row = [head.name, str(number), f"{factor:.2f}", *map(covered, parts), tenths(np.where(known, sd, 0))]
-    row += [
-        tenths(sorted_by, others[len(half) :]),
-        f"{1e3 * float(np.median(sd[known])):.1f}",
-        f"{1e3 * float(np.median(spread[known])):.1f}",
-    ]
+    row += [tenths(sorted_by, others[len(half) :]), _rms(sd[known]), _rms(spread[known])]
     chi_true = truth["chi"] - truth["chi"][mask].mean()
     error, bias = result.chi_ppm - chi_true, draws.mean(0) - chi_true
     reached = float(np.mean(np.abs(error[known]) <= 1.96 * sd[known]))

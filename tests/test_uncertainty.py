@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import re
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
 import phantoms
 import pytest
+import report_factory
 
 from qsm_edge import maps, uncertainty
 from qsm_edge.pipeline import reconstruct
 from qsm_edge.recipe import Recipe
-from qsm_edge.types import GreSeries, Result
+from qsm_edge.report import report_html
+from qsm_edge.types import ExtraMap, GreSeries, Result
 
 TIMES, B0_TESLA, NOISE = (0.004, 0.009, 0.015, 0.020), 3.0, 0.01
 GEOMETRY = phantoms.oblique((30, 37, 34), (1.6, 1.3, 1.4))
@@ -192,3 +198,38 @@ def test_one_and_two_echoes_are_told_by_the_noise_of_their_field(times):
     (extra,) = maps.with_maps(result, ("chi_sd",)).extras
     draws = np.stack([reconstructed(times=times, seed=number).chi_ppm for number in range(1, 7)])
     assert typical(extra.volume) == pytest.approx(typical(draws.std(0, ddof=1)), rel=0.15)
+
+
+def test_the_report_shows_it_with_its_own_scale_and_outlines_what_is_unknown():
+    plain = report_factory.result()
+    volume = np.where(plain.mask, 0.01, 0).astype(np.float32)
+    known = dataclasses.replace(plain, extras=(ExtraMap("chi_sd", volume, "how", comment="Noise < all."),))
+    volume = volume.copy()
+    volume[tuple(slice(n // 2 - 3, n // 2 + 3) for n in volume.shape)] = np.inf
+    doubtful = dataclasses.replace(known, extras=(dataclasses.replace(known.extras[0], volume=volume),))
+    pictures = []
+    for result in (known, doubtful):
+        page = report_html(result)
+        (figure,) = re.findall(r"<figure><figcaption><strong>Uncertainty.*?</figure>", page)
+        assert "series <code>chi_sd/</code>" in figure
+        assert "Noise &lt; all." in figure
+        assert '<i class="key doubt">' in figure
+        assert re.search(r"grey from 0 to 40 ppb", figure)
+        pictures.append(coloured(base64.b64decode(re.findall(r"base64,([^\"]+)", figure)[0])))
+    assert pictures[0] == 0
+    assert pictures[1] > 20
+
+
+def coloured(png: bytes) -> int:
+    """Pixels of the outline's colour, the last of an 8-bit palette; the page's pictures have no row filter then."""
+    width, height = struct.unpack(">II", png[16:24])
+    chunks, at = {}, 8
+    while at < len(png):
+        (size,) = struct.unpack(">I", png[at : at + 4])
+        chunks[png[at + 4 : at + 8]] = png[at + 8 : at + 8 + size]
+        at += 12 + size
+    last = len(chunks[b"PLTE"]) // 3 - 1
+    assert tuple(chunks[b"PLTE"][-3:]) == (255, 96, 144)
+    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, width + 1)
+    assert not rows[:, 0].any()
+    return int((rows[:, 1:] == last).sum())
