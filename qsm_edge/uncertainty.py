@@ -56,8 +56,9 @@ def chi_sd(
     `seed` gives the same map. Not in it: errors that do not change from scan to scan (background, regularisation, partial
     volume, a wrong mask), motion, noise that the scanner's interpolation correlates.
 
-    Source: Ramani et al., IEEE Trans Image Process 2008, doi:10.1109/TIP.2008.2001404 (answers to added noise instead of
-    derivatives); averaging by classes is ours.
+    Source: Ramani et al., IEEE Trans Image Process 2008, doi:10.1109/TIP.2008.2001404 (answers to added noise in place of
+    derivatives); Donoho & Johnstone, Biometrika 1994, doi:10.1093/biomet/81.3.425 (the noise of one or two echoes);
+    averaging by classes is ours.
     """
     recipe = Recipe.resolved(result.provenance.recipe_name, result.provenance.recipe)
     box = pipeline.box_of(result.brain)
@@ -88,16 +89,17 @@ def undetermined(
     """Voxels of the mask in whose neighbourhood no phase is reliable: the map there is what the regularisation makes of it.
 
     That is where the root of the mean squared weight over a cube of about `around_mm` (three voxels at least), counting
-    those of the mask, is below `least_weight` times the mask's median weight. A single dark voxel among good ones is
+    those of the mask, is below `least_weight` times the median of the weights above 0. A single dark voxel among good ones is
     determined by them.
     """
-    if not mask.any():
-        return np.zeros_like(mask)
+    weighty = weight[mask & (weight > 0)]
+    if not weighty.size:
+        return mask.copy()
     sides = [max(3, 2 * math.floor(around_mm / v / 2) + 1) for v in geometry.voxel_mm]
     inside = mask.astype(np.float32)
     power = ndi.uniform_filter((weight * inside) ** 2, sides, mode="constant")
     share = ndi.uniform_filter(inside, sides, mode="constant")
-    limit = least_weight * float(np.median(weight[mask]))
+    limit = least_weight * float(np.median(weighty))
     return np.asarray(mask & (power < limit**2 * share))
 
 
@@ -127,8 +129,9 @@ def noise_level(series: GreSeries, field_ppm: np.ndarray, residual: np.ndarray, 
 
     Three echoes or more: from what they leave over beside one frequency. Fewer: from the finest diagonal differences of
     the field, of which anatomy has next to none, and which are too small where the scanner interpolated. Of either the
-    median over blocks, so that receivers and acceleration may make the noise uneven, and a misfit that fills its block
-    counts as noise. Source of the differences: Donoho & Johnstone, Biometrika 1994, doi:10.1093/biomet/81.3.425.
+    median over blocks and that over their neighbours: receivers and acceleration make the noise uneven over centimetres,
+    while a misfit (dephasing above the sinuses, flow), which is the same in every scan, is more confined. Source of the
+    differences: Donoho & Johnstone, Biometrika 1994, doi:10.1093/biomet/81.3.425.
     """
     if len(series.echo_times_s) < 3:
         squares, there = _finest(series, field_ppm, brain)
@@ -139,14 +142,20 @@ def noise_level(series: GreSeries, field_ppm: np.ndarray, residual: np.ndarray, 
         free = len(series.echo_times_s) - 2
     sides = [max(1, round(_BLOCK_MM / v)) for v in series.geometry.voxel_mm]
     grid = [-(-n // side) for n, side in zip(brain.shape, sides, strict=True)]
-    levels = np.full(grid, float(np.median(squares[there])) if there.any() else 0.0, np.float32)
+    levels = np.full(grid, np.nan, np.float32)
+    typical = float(np.median(squares[there])) if there.any() else 0.0
     for at in np.ndindex(*grid):
         block = tuple(slice(i * side, (i + 1) * side) for i, side in zip(at, sides, strict=True))
         values = squares[block][there[block]]
         if values.size >= _BLOCK_VOXELS:
             levels[at] = np.median(values)
-    levels /= 2 * gammaincinv(free / 2, 0.5)  # the median of a sum of `free` squares
-    fine = ndi.zoom(np.sqrt(levels), sides, order=1, mode="nearest", grid_mode=True)
+    around = np.full(grid, typical, np.float32)
+    for at in np.ndindex(*grid):
+        near = levels[tuple(slice(max(i - 1, 0), i + 2) for i in at)]
+        if np.isfinite(near).any():
+            around[at] = np.nanmedian(near)
+    around /= 2 * gammaincinv(free / 2, 0.5)  # the median of a sum of `free` squares
+    fine = ndi.zoom(np.sqrt(around), sides, order=1, mode="nearest", grid_mode=True)
     return np.asarray(fine[tuple(slice(n) for n in brain.shape)])
 
 

@@ -167,6 +167,7 @@ def test_a_place_without_phase_is_marked_and_one_dark_voxel_is_not():
     assert not marked[HEAD.mask & ~_box(grown)].any()
     assert np.array_equal(uncertainty.undetermined(7 * dark, HEAD.mask, GEOMETRY), marked)
     assert not uncertainty.undetermined(dark, np.zeros_like(HEAD.mask), GEOMETRY).any()
+    assert np.array_equal(uncertainty.undetermined(0 * dark, HEAD.mask, GEOMETRY), HEAD.mask)
 
 
 def _box(part: tuple[slice, ...]) -> np.ndarray:
@@ -214,7 +215,7 @@ def test_the_report_shows_it_with_its_own_scale_and_outlines_what_is_unknown():
         assert "series <code>chi_sd/</code>" in figure
         assert "Noise &lt; all." in figure
         assert '<i class="key doubt">' in figure
-        assert re.search(r"grey from 0 to 40 ppb", figure)
+        assert re.search(r"grey from 0 to 10 ppb", figure)
         pictures.append(coloured(base64.b64decode(re.findall(r"base64,([^\"]+)", figure)[0])))
     assert pictures[0] == 0
     assert pictures[1] > 20

@@ -88,7 +88,8 @@ def echo_signal(result: Result) -> list[float]:
 def windows(b0_tesla: float) -> dict[str, tuple[float, float]]:
     """The grey windows of the page's pictures: fixed, so that two reports can be laid side by side.
 
-    R2* of tissue grows about in proportion to the field strength, so its window does, and that of T2* shrinks.
+    R2* of tissue grows about in proportion to the field strength, so its window does; those of T2* and of the noise of
+    the susceptibility shrink.
     """
     return {
         "chi_ppm": (-0.2, 0.2),
@@ -97,7 +98,7 @@ def windows(b0_tesla: float) -> dict[str, tuple[float, float]]:
         "r2star_per_s": (0.0, 15.0 * b0_tesla),
         "residual": (0.0, 0.1),
         "t2star_ms": (0.0, 300.0 / b0_tesla),
-        "chi_sd_ppm": (0.0, 0.04),
+        "chi_sd_ppm": (0.0, 0.03 / b0_tesla),
     }
 
 

@@ -217,7 +217,7 @@ def _pictures(result: Result, facts: dict[str, Any]) -> tuple[str, ...]:
                     (least, most),
                     few,
                     ends=((PPB_PER_PPM * least, PPB_PER_PPM * most), "ppb"),
-                    caption=f'{caption}; <i class="key doubt"></i>not determined by the data. {escape(extra.comment)}',
+                    caption=f'{caption} <i class="key doubt"></i>not determined by the data. {escape(extra.comment)}',
                     within=mask,
                     outlines=((unknown, _DOUBT_COLOUR),),
                 )
