@@ -28,17 +28,20 @@ from qsm_edge.types import Geometry, GreSeries, Result
 FIVE, FOUR = [0.005, 0.010, 0.015, 0.020, 0.025], [0.004, 0.010, 0.016, 0.022]
 
 
-def _case(head: int, tilt: list[int], te: list[float], lesions: int, noise: float, b0: float) -> dict[str, Any]:
+def _case(
+    head: int, tilt: list[int], te: list[float], lesions: int, noise: float, b0: float, voxel_mm: float = 2
+) -> dict[str, Any]:
     names = dict(head=head, tilt=tilt, te=te, lesions=lesions, noise=noise, b0=b0)
-    return {**names, "vox": [2, 2, 2], "vendor": "siemens"}
+    return {**names, "vox": [voxel_mm] * 3, "vendor": "siemens"}
 
 
-#: Two heads, bleeds, 1.5 T, one echo; 2 mm, so that a draw takes seconds.
+#: Two heads, bleeds, 1.5 T, one echo; 2 mm, so that a draw takes seconds, and one at 1 mm.
 CASES = {
     "u15": _case(15, [14, -5], FIVE, 0, 0.015, 3.0),
     "u03b": _case(3, [8, 3], FOUR, 4, 0.01, 3.0),
     "u03_15": _case(3, [0, -9], FOUR, 4, 0.02, 1.5),
     "u15s": _case(15, [6, -4], [0.020], 0, 0.015, 3.0),
+    "u16_1mm": _case(16, [-10, 5], FOUR, 2, 0.015, 3.0, 1),
 }
 DEEP_GREY = (10, 11, 12, 13, 49, 50, 51, 52)
 
