@@ -17,8 +17,8 @@ import report_factory
 from qsm_edge import maps, uncertainty
 from qsm_edge.pipeline import reconstruct
 from qsm_edge.recipe import Recipe
-from qsm_edge.report import report_html
-from qsm_edge.types import ExtraMap, GreSeries, Result
+from qsm_edge.report import report_dict, report_html
+from qsm_edge.types import ExtraMap, Figure, GreSeries, Result
 
 TIMES, B0_TESLA, NOISE = (0.004, 0.009, 0.015, 0.020), 3.0, 0.01
 GEOMETRY = phantoms.oblique((30, 37, 34), (1.6, 1.3, 1.4))
@@ -219,6 +219,14 @@ def test_the_report_shows_it_with_its_own_scale_and_outlines_what_is_unknown():
         pictures.append(coloured(base64.b64decode(re.findall(r"base64,([^\"]+)", figure)[0])))
     assert pictures[0] == 0
     assert pictures[1] > 20
+
+
+@pytest.mark.parametrize(("noise_ppb", "top_ppb"), [(0, 10), (9.9, 10), (10.1, 20), (42, 80), (1e6, 320)])
+def test_its_window_is_one_of_a_few_and_holds_the_noise(noise_ppb, top_ppb):
+    plain = report_factory.result()
+    figures = {**plain.quality.figures, "chi_noise_p95": Figure(noise_ppb, "ppb", "")}
+    result = dataclasses.replace(plain, quality=dataclasses.replace(plain.quality, figures=figures))
+    assert report_dict(result)["windows"]["chi_sd_ppm"] == pytest.approx([0, top_ppb / 1000])
 
 
 def coloured(png: bytes) -> int:

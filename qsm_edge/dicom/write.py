@@ -81,7 +81,7 @@ EXTRA_KINDS: dict[str, MapKind] = {
             "QSM chi SD",
             codes.MAGNETIC_SUSCEPTIBILITY,
             *_PPB,
-            (5, 10),
+            (10, 20),
             8,
             codes.STANDARD_DEVIATION,
             (0, LIMIT - 1),
