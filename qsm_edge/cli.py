@@ -113,7 +113,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--nifti", action="store_true", help="write NIfTI files too")
     sub.add_argument("--parametric-map", action="store_true", help="write a DICOM Parametric Map (float32) too")
     sub.add_argument(
-        "--maps", metavar="NAME,...", help="further DICOM series: t2star, r2star, swi, smwi, mip (minimum projection)"
+        "--maps",
+        metavar="NAME,...",
+        help="further DICOM series: t2star, r2star, swi, smwi, mip (minimum projection), chi_sd (uncertainty)",
     )
     sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
     sub.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")

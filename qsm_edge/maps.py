@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from qsm_edge import echoes, weighted
+from qsm_edge import echoes, uncertainty, weighted
 from qsm_edge.errors import UsageError
+from qsm_edge.pipeline import Progress
 from qsm_edge.provenance import Recorder, stated
-from qsm_edge.stages import dois_of, options_of, sentence_of
-from qsm_edge.types import ExtraMap, Geometry, GreSeries, Note, Result, Source, StageRecord
+from qsm_edge.stages import accepts, dois_of, options_of, sentence_of
+from qsm_edge.types import ExtraMap, Figure, Geometry, GreSeries, Note, Result, Source, StageRecord
 
 #: Bytes of a written slice's header at most: by itself, and for every image that it names.
 _HEADER, _REFERENCE = 8192, 512
@@ -24,13 +25,16 @@ _HEADER, _REFERENCE = 8192, 512
 class MapMethod:
     """How a map is made of a result: `make` calls `functions`, whose docstrings say it in words.
 
-    folder: the name of `ExtraMap`, and of the folder that the series goes into. decays: needs two echoes.
+    folder: the name of `ExtraMap`, and of the folder that the series goes into. decays: needs two echoes. comment: what a
+    reader of the images has to know. figures: what is measured on the map.
     """
 
     folder: str
     functions: tuple[Callable[..., Any], ...]
-    make: Callable[[Result], np.ndarray]
+    make: Callable[..., np.ndarray]
     decays: bool = False
+    comment: str = ""
+    figures: Callable[[np.ndarray, np.ndarray], Mapping[str, Figure]] | None = None
 
 
 def _t2star(result: Result) -> np.ndarray:
@@ -63,6 +67,13 @@ MAPS: Mapping[str, MapMethod] = {
     "swi": MapMethod("swi", (weighted.swi,), _swi),
     "smwi": MapMethod("smwi", (weighted.smwi,), _smwi),
     "mip": MapMethod("swi_mip", (weighted.swi, weighted.minimum_projection), _mip),
+    "chi_sd": MapMethod(
+        "chi_sd",
+        (uncertainty.chi_sd,),
+        uncertainty.chi_sd,
+        comment=uncertainty.COMMENT,
+        figures=uncertainty.figures,
+    ),
 }
 
 
@@ -73,34 +84,36 @@ def check_names(names: Sequence[str]) -> None:
         raise UsageError("unknown_name", "no such map", got=", ".join(unknown), wanted=", ".join(MAPS))
 
 
-def with_maps(result: Result, names: Sequence[str]) -> Result:
+def with_maps(result: Result, names: Sequence[str], progress: Progress | None = None) -> Result:
     """`result` with the maps of `names` in its `extras`, in the order of `MAPS` and each once.
 
-    They enter the stages and the methods text of its provenance; its derivation, which the other objects repeat, and its
-    digest stay. What one echo cannot give is left out, and a note (``map_needs_echoes``) says so. Raises as `check_names`.
+    They enter the stages and the methods text of its provenance, and what is measured on them its figures; its derivation,
+    which the other objects repeat, and its digest stay. What one echo cannot give is left out, and a note
+    (``map_needs_echoes``) says so. Raises as `check_names`.
     """
     check_names(names)
     if not names:
         return result
     wanted = {name: MAPS[name] for name in MAPS if name in names}
     lacking = [name for name, how in wanted.items() if how.decays and result.r2star_per_s is None]
-    recorder, extras = Recorder("cpu"), []
+    recorder, extras, figures = Recorder("cpu"), [], dict(result.quality.figures)
     for name, how in wanted.items():
         if name in lacking:
             continue
         with recorder.stage("map", name):
-            volume = how.make(result)
+            volume = how.make(result, progress) if accepts(how.make, "progress") else how.make(result)
         record = recorder.records[-1] = _told(recorder.records[-1], how.functions, result.series)
         derivation = f"{result.provenance.derivation}; {stated(record)}"
         slab = weighted.slab_slices(result.series.geometry) if name == "mip" else 1
-        extras.append(ExtraMap(how.folder, volume, derivation, slab))
+        extras.append(ExtraMap(how.folder, volume, derivation, slab, how.comment))
+        figures |= how.figures(volume, result.mask) if how.figures else {}
     made = result.provenance
     text = " ".join([made.methods_text, *(stated(record) for record in recorder.records)])
     notes = [Note("map_needs_echoes", f"One echo: left out {' and '.join(lacking)}.")] if lacking else []
     return dataclasses.replace(
         result,
         extras=tuple(extras),
-        quality=dataclasses.replace(result.quality, notes=(*result.quality.notes, *notes)),
+        quality=dataclasses.replace(result.quality, figures=figures, notes=(*result.quality.notes, *notes)),
         provenance=dataclasses.replace(made, stages=(*made.stages, *recorder.records), methods_text=text),
     )
 

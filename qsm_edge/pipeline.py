@@ -84,7 +84,7 @@ def reconstruct(
     series, brain, notes = made.series, made.mask, list(made.notes)
     chosen = dataclasses.replace(chosen, choices={**chosen.choices, "mask": made.choice})
     recorder.records.append(made.record)
-    box = _box(brain)
+    box = box_of(brain)
     arrays = _compute(series, brain, box, chosen, device == "auto", recorder=recorder, tell=tell, notes=notes)
     whole = {name: _uncropped(part, box, brain.shape) for name, part in arrays.items()}
     checks.require_finite(whole["chi_ppm"], whole["mask"])
@@ -179,17 +179,27 @@ def chain(
     `series` and `mask` (z, y, x) bool hold arrays of one namespace and device. Gives back, there too, chi_ppm, mask (where
     chi has a value), field_ppm, local_ppm, residual, weight and, with two echoes or more, r2star_per_s; and the notes.
     """
+    magnitude, geometry, times = series.magnitude, series.geometry, series.echo_times_s
+    phase, notes = polarity.align_polarity(series.phase_rad, magnitude, mask, times, geometry)
+    wrapped, strength = echoes.seed_phase(phase, magnitude, times)
+    seed = run_stage(recipe, "unwrap", recorder, tell, wrapped, strength, mask, geometry)
+    out = chain_from_seed(dataclasses.replace(series, phase_rad=phase), seed, mask, recipe, recorder, tell)
+    if len(times) == 1:
+        notes.append(Note("single_echo", "One echo: the coil's phase offset was left to the background removal."))
+    return out, notes
+
+
+def chain_from_seed(
+    series: GreSeries, seed: Array, mask: Array, recipe: Recipe, recorder: Recorder, tell: Progress
+) -> dict[str, Array]:
+    """The part of `chain` after the unwrapping: `seed` is the unwrapped phase of `echoes.seed_phase`, polarity aligned."""
     geometry, times = series.geometry, series.echo_times_s
 
     def run(stage: str, *arguments: Any) -> Any:
         return run_stage(recipe, stage, recorder, tell, *arguments)
 
-    magnitude = series.magnitude
-    phase, notes = polarity.align_polarity(series.phase_rad, magnitude, mask, times, geometry)
-    wrapped, strength = echoes.seed_phase(phase, magnitude, times)
-    seed = run("unwrap", wrapped, strength, mask, geometry)
-    fit = run("echoes", phase, magnitude, seed, mask, times, series.b0_tesla, geometry)
-    r2star = echoes.r2star(magnitude, mask, times)
+    fit = run("echoes", series.phase_rad, series.magnitude, seed, mask, times, series.b0_tesla, geometry)
+    r2star = echoes.r2star(series.magnitude, mask, times)
     weight = run("weight", fit.precision, fit.residual, mask, geometry)
     local, inner = run("background", fit.field_ppm, mask, geometry, weight)
     _require_voxels(inner, recipe.choices["background"].method)
@@ -197,11 +207,9 @@ def chain(
     steps = run("edges", magnitude, r2star, inner, geometry, weight)
     chi = run("invert", local, inner, geometry, weight, steps)
     chi = run("reference", chi, inner, geometry, r2star)
-    if len(times) == 1:
-        notes.append(Note("single_echo", "One echo: the coil's phase offset was left to the background removal."))
     out = {"chi_ppm": chi, "mask": inner, "field_ppm": fit.field_ppm, "local_ppm": local}
     out |= {"residual": fit.residual, "weight": weight}
-    return (out if r2star is None else {**out, "r2star_per_s": r2star}), notes
+    return out if r2star is None else {**out, "r2star_per_s": r2star}
 
 
 def run_stage(recipe: Recipe, stage: str, recorder: Recorder, tell: Progress, *arguments: Any) -> Any:
@@ -281,7 +289,7 @@ def _brain(
     return checks.checked_mask(brain, series.geometry)
 
 
-def _box(mask: np.ndarray) -> Box:
+def box_of(mask: np.ndarray) -> Box:
     """The mask's bounding box with a margin, inside the volume."""
     bounds = []
     for axis in range(3):

@@ -26,7 +26,7 @@ from qsm_edge.errors import ResourceError, UsageError
 MARKER = ".qsm-edge.json"
 
 #: The folders of a result, one a DICOM series.
-SERIES = ("chi", "t2star", "r2star", "swi", "smwi", "swi_mip")
+SERIES = ("chi", "t2star", "r2star", "swi", "smwi", "swi_mip", "chi_sd")
 #: What the system says when there is no room.
 FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}

@@ -76,6 +76,12 @@ class Recipe:
         return Recipe._resolve(table, overrides, where)
 
     @staticmethod
+    def resolved(name: str, table: Mapping[str, Mapping[str, Any]]) -> Recipe:
+        """The recipe that `as_dict` told of, as a provenance keeps it; nothing is looked up or checked again."""
+        parts = {stage: dict(options) for stage, options in table.items()}
+        return Recipe(name, "", {stage: Choice(options.pop("method"), options) for stage, options in parts.items()})
+
+    @staticmethod
     def _resolve(table: dict[str, Any], overrides: Sequence[str], where: str) -> Recipe:
         known = {*STAGES, "name", "about"}
         for key in table:

@@ -302,7 +302,7 @@ def _one(
     clock.append(time.perf_counter())
     model = None if options.model is None else str(options.model)
     result = reconstruct(series, recipe, mask=mask, device=options.device, model=model, progress=progress)
-    result = with_maps(result, options.maps)
+    result = with_maps(result, options.maps, progress)
     clock.append(time.perf_counter())
     final = publish.publish(output, name, identity, lambda folder: _write(result, folder, options, progress), keep)
     clock.append(time.perf_counter())

@@ -228,14 +228,16 @@ class Provenance:
 class ExtraMap:
     """A map that was asked for beside the susceptibility, (z, y, x) on the grid of its series, in the unit of its name.
 
-    name: 't2star' [ms], 'r2star' [1/s], 'swi', 'smwi' or 'swi_mip' (arbitrary units). derivation: how it was made, with
-    DOIs. slab: the slices that went into each slice of it.
+    name: 't2star' [ms], 'r2star' [1/s], 'swi', 'smwi' or 'swi_mip' (arbitrary units), 'chi_sd' [ppm; infinite where the
+    field does not determine the susceptibility]. derivation: how it was made, with DOIs. slab: the slices that went into
+    each slice of it. comment: what a reader of the images has to know.
     """
 
     name: str
     volume: np.ndarray
     derivation: str
     slab: int = 1
+    comment: str = ""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ LAYER: dict[str, float] = {
     **dict.fromkeys(("backend", "fft"), 1),
     **dict.fromkeys(("kernels", "solvers", "distance"), 2),
     **dict.fromkeys(STAGES | set(MEMBERS), 3),
-    **dict.fromkeys(("stages", "recipe", "memory", "provenance", "checks", "pipeline", "maps"), 4),
+    **dict.fromkeys(("stages", "recipe", "memory", "provenance", "checks", "pipeline", "maps", "uncertainty"), 4),
     **dict.fromkeys(("dicom", "nifti", "report"), BORDER),
     **dict.fromkeys(("cli", "run", "maskonly", "survey", "publish", "progress", "doctor", "selftest"), 5),
     **dict.fromkeys(

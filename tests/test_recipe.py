@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 
 import numpy as np
 import pytest
@@ -176,3 +177,10 @@ def test_a_network_that_the_mask_method_would_not_take_is_a_mistake():
         with pytest.raises(UsageError) as caught:
             recipe.with_mask(method, model=True)
         assert caught.value.code == "bad_call"
+
+
+@pytest.mark.parametrize("name", Recipe.names())
+def test_what_a_provenance_keeps_is_the_recipe_again(name):
+    recipe = Recipe.load(name, ["invert.margin_mm=7.5"] if name == "default" else [])
+    again = Recipe.resolved(recipe.name, json.loads(json.dumps(recipe.as_dict())))
+    assert (again.name, again.digest, again.as_dict()) == (recipe.name, recipe.digest, recipe.as_dict())

@@ -21,6 +21,9 @@ FIELD_MAP = Code("110807", "DCM", "Field Map MR Signal Intensity")
 R2_STAR = Code("126395", "DCM", "R2*")
 T2_STAR = Code("113064", "DCM", "T2*")
 
+DERIVATION = Code("121401", "DCM", "Derivation")
+STANDARD_DEVIATION = Code("386136009", "SCT", "Standard Deviation")
+
 PPB = Code("[ppb]", "UCUM", "ppb")
 PPM = Code("[ppm]", "UCUM", "ppm")
 PER_SECOND = Code("/s", "UCUM", "/s")
@@ -44,10 +47,10 @@ def code_item(code: Code) -> Dataset:
     return item
 
 
-def quantity_item(quantity: Code) -> Dataset:
-    """A content item that says which quantity the numbers are."""
+def quantity_item(quantity: Code, name: Code = QUANTITY) -> Dataset:
+    """A content item that says which quantity the numbers are, or what of it (`name`)."""
     item = Dataset()
     item.ValueType = "CODE"
-    item.ConceptNameCodeSequence = [code_item(QUANTITY)]
+    item.ConceptNameCodeSequence = [code_item(name)]
     item.ConceptCodeSequence = [code_item(quantity)]
     return item

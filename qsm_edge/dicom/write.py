@@ -34,7 +34,8 @@ class MapKind:
     """How a map is stored: the stored integer times `slope` is the value in `unit`; `per_unit` units are 1 of ours.
 
     image_type: what follows DERIVED and PRIMARY. quantity, unit: None for an image of arbitrary units, which has no
-    real-world values. series_offset: added to the series number, another one for every kind.
+    real-world values. series_offset: added to the series number, another one for every kind. derivation: what of the
+    quantity the map shows, if not the quantity itself. mapped: the stored values that have a real-world value.
     """
 
     name: str
@@ -46,6 +47,8 @@ class MapKind:
     slope: float
     window: tuple[int, int]
     series_offset: int
+    derivation: codes.Code | None = None
+    mapped: tuple[int, int] = (-LIMIT, LIMIT)
 
 
 def _weighted(name: str, image_type: tuple[str, ...], description: str, offset: int) -> MapKind:
@@ -72,6 +75,17 @@ EXTRA_KINDS: dict[str, MapKind] = {
         _weighted("swi", ("OTHER", "SWI"), "SWI", 5),
         _weighted("smwi", ("OTHER", "SMWI"), "SMWI", 6),
         _weighted("swi_mip", ("PROJECTION IMAGE", "SWI", "MIN_IP"), "SWI minIP", 7),
+        MapKind(  # infinite where the field does not determine chi: stored as LIMIT, which no real-world value has
+            "chi_sd",
+            ("OTHER", "QSM_SD"),
+            "QSM chi SD",
+            codes.MAGNETIC_SUSCEPTIBILITY,
+            *_PPB,
+            (10, 20),
+            8,
+            codes.STANDARD_DEVIATION,
+            (0, LIMIT - 1),
+        ),
     )
 }
 
@@ -179,6 +193,7 @@ def slices(
         common.SeriesInstanceUID = series_uid
         if extra is not None:
             common.DerivationDescription = ascii_text(extra.derivation, "ST")
+            common.ImageComments = ascii_text(f"{common.ImageComments} {extra.comment}".rstrip(), "LT")
         _pixels(common)
         if kind.quantity is not None and kind.unit is not None:
             common.RealWorldValueMappingSequence = [_value_mapping(kind, kind.quantity, kind.unit)]
@@ -222,12 +237,15 @@ def _pixels(d: Dataset) -> None:
 def _value_mapping(kind: MapKind, quantity: codes.Code, unit: codes.Code) -> Dataset:
     """What the pixels mean: a real-world value for every stored one."""
     mapping = Dataset()
-    mapping.LUTExplanation, mapping.LUTLabel = f"{quantity.meaning} in {unit.meaning}", kind.name.upper()
-    mapping.add_new("RealWorldValueFirstValueMapped", "SS", -LIMIT)
-    mapping.add_new("RealWorldValueLastValueMapped", "SS", LIMIT)
+    of = f"{kind.derivation.meaning} of " if kind.derivation else ""
+    mapping.LUTExplanation, mapping.LUTLabel = f"{of}{quantity.meaning} in {unit.meaning}", kind.name.upper()
+    mapping.add_new("RealWorldValueFirstValueMapped", "SS", kind.mapped[0])
+    mapping.add_new("RealWorldValueLastValueMapped", "SS", kind.mapped[1])
     mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept = kind.slope, 0.0
     mapping.MeasurementUnitsCodeSequence = [codes.code_item(unit)]
     mapping.QuantityDefinitionSequence = [codes.quantity_item(quantity)]
+    if kind.derivation is not None:
+        mapping.QuantityDefinitionSequence.append(codes.quantity_item(kind.derivation, codes.DERIVATION))
     return mapping
 
 

@@ -85,11 +85,15 @@ def echo_signal(result: Result) -> list[float]:
     return [median / medians[0] if medians[0] else math.nan for median in medians]
 
 
-def windows(b0_tesla: float) -> dict[str, tuple[float, float]]:
+def windows(b0_tesla: float, noise_ppb: float = 0.0) -> dict[str, tuple[float, float]]:
     """The grey windows of the page's pictures: fixed, so that two reports can be laid side by side.
 
-    R2* of tissue grows about in proportion to the field strength, so its window does, and that of T2* shrinks.
+    R2* of tissue grows about in proportion to the field strength, so its window does, and that of T2* shrinks. The noise
+    of the susceptibility differs twentyfold between protocols: its window is the first of 10, 20, 40, ... 320 ppb that
+    holds `noise_ppb`.
     """
+    steps = [0.01 * 2**n for n in range(6)]
+    noise_ppm = next((step for step in steps if noise_ppb <= 1000 * step), steps[-1])
     return {
         "chi_ppm": (-0.2, 0.2),
         "field_ppm": (-0.5, 0.5),
@@ -97,6 +101,7 @@ def windows(b0_tesla: float) -> dict[str, tuple[float, float]]:
         "r2star_per_s": (0.0, 15.0 * b0_tesla),
         "residual": (0.0, 0.1),
         "t2star_ms": (0.0, 300.0 / b0_tesla),
+        "chi_sd_ppm": (0.0, noise_ppm),
     }
 
 
@@ -104,6 +109,7 @@ def report_dict(result: Result) -> dict[str, Any]:
     """The facts of `result` as nested dicts, lists, strings, finite numbers and None (schema in the module's text)."""
     series, quality, made = result.series, result.quality, result.provenance
     geometry, source = series.geometry, series.source
+    noise = quality.figures.get("chi_noise_p95")
     facts: dict[str, Any] = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
@@ -149,7 +155,7 @@ def report_dict(result: Result) -> dict[str, Any]:
         "environment": made.environment,
         "methods": {"text": made.methods_text, "dois": cited(result)},
         "derivation": made.derivation,
-        "windows": windows(series.b0_tesla),
+        "windows": windows(series.b0_tesla, noise.value if noise is not None else 0.0),
         "maps": [extra.name for extra in result.extras],
         "use": USE,
     }

@@ -18,7 +18,7 @@ from qsm_edge.report.tables import number, section
 from qsm_edge.types import Result
 from qsm_edge.units import PPB_PER_PPM, hz_per_ppm
 
-_BRAIN_COLOUR, _MAP_COLOUR = (255, 176, 0), (64, 200, 255)
+_BRAIN_COLOUR, _MAP_COLOUR, _DOUBT_COLOUR = (255, 176, 0), (64, 200, 255), (255, 96, 144)
 _VERDICTS = {
     "good": ("Good", "No measure asks for attention."),
     "review": ("Review", "Look at the points below before using the map."),
@@ -40,6 +40,7 @@ _EXTRAS = {
     "swi": "Susceptibility-weighted image",
     "smwi": "Susceptibility-map-weighted image",
     "swi_mip": "Minimum-intensity projection of the susceptibility-weighted image",
+    "chi_sd": "Uncertainty of the susceptibility by noise",
 }
 _TILES = ("brain_volume", "cover", "snr", "field_noise", "residual", "unreliable", "chi_spread", "sign_index")
 
@@ -142,9 +143,8 @@ def _pictures(result: Result, facts: dict[str, Any]) -> tuple[str, ...]:
         caption: str = "",
         columns: int = 6,
         within: np.ndarray | None = None,
-        outlined: bool = False,
+        outlines: tuple[tuple[np.ndarray, tuple[int, int, int]], ...] = (),
     ) -> str:
-        outlines = ((mask, _MAP_COLOUR), (brain, _BRAIN_COLOUR)) if outlined else ()
         picture = mosaic(view, volume, panels, window, columns=columns, outlines=outlines, within=within)
         bar = grey_bar(*ends, next(counter)) if ends else ""
         planes = ", ".join(
@@ -178,7 +178,7 @@ def _pictures(result: Result, facts: dict[str, Any]) -> tuple[str, ...]:
             _bright(first, brain),
             few,
             caption='<i class="key brain"></i>brain mask <i class="key map"></i>where the map has a value, if smaller',
-            outlined=True,
+            outlines=((mask, _MAP_COLOUR), (brain, _BRAIN_COLOUR)),
         ),
         figure(
             "Total field",
@@ -207,6 +207,21 @@ def _pictures(result: Result, facts: dict[str, Any]) -> tuple[str, ...]:
             times = shades["t2star_ms"]
             ends = (times, "ms")
             further.append(figure(title, extra.volume, times, few, ends=ends, caption=caption, within=brain))
+        elif extra.name == "chi_sd":
+            least, most = shades["chi_sd_ppm"]
+            unknown = mask & ~np.isfinite(extra.volume)
+            further.append(
+                figure(
+                    title,
+                    np.where(unknown, most, extra.volume),
+                    (least, most),
+                    few,
+                    ends=((PPB_PER_PPM * least, PPB_PER_PPM * most), "ppb"),
+                    caption=f'{caption} <i class="key doubt"></i>not determined by the data. {escape(extra.comment)}',
+                    within=mask,
+                    outlines=((unknown, _DOUBT_COLOUR),),
+                )
+            )
         elif extra.name != "r2star":
             further.append(figure(title, extra.volume, _bright(extra.volume, brain), few, caption=caption))
     sections = [

@@ -22,7 +22,7 @@ from qsm_edge.errors import UsageError
 from qsm_edge.types import ExtraMap, Geometry, Result
 
 SLAB = 3
-QUANTITIES = {"t2star": ("113064", "ms"), "r2star": ("126395", "/s")}
+QUANTITIES = {"t2star": ("113064", "ms"), "r2star": ("126395", "/s"), "chi_sd": ("126396", "[ppb]")}
 WEIGHTED = [name for name in EXTRA_KINDS if name not in QUANTITIES]
 IMAGE_TYPES = {
     "t2star": ["OTHER", "T2_STAR"],
@@ -30,7 +30,9 @@ IMAGE_TYPES = {
     "swi": ["OTHER", "SWI"],
     "smwi": ["OTHER", "SMWI"],
     "swi_mip": ["PROJECTION IMAGE", "SWI", "MIN_IP"],
+    "chi_sd": ["OTHER", "QSM_SD"],
 }
+TITLES = {"t2star": "T2*", "r2star": "R2*", "smwi": "SMWI", "chi_sd": "QSM chi SD"}
 DOI = "10.1002/mrm.20198"
 
 
@@ -41,9 +43,11 @@ def with_extras(result: Result | None = None) -> Result:
     extras = []
     for number, name in enumerate(EXTRA_KINDS):
         values = np.random.default_rng(number).permutation(int(np.prod(shape))).reshape(shape) + 0.25
+        values = values / EXTRA_KINDS[name].per_unit
         volume = result.r2star_per_s if name == "r2star" else values.astype(np.float32)
         derivation = f"{result.provenance.derivation}; Map ({name}): in words [doi:{DOI}]"
-        extras.append(ExtraMap(name, volume, derivation, SLAB if name == "swi_mip" else 1))
+        comment = "Told to whoever reads it." if name == "chi_sd" else ""
+        extras.append(ExtraMap(name, volume, derivation, SLAB if name == "swi_mip" else 1, comment))
     return dataclasses.replace(result, extras=tuple(extras))
 
 
@@ -62,7 +66,7 @@ def read(folder):
 
 @pytest.mark.parametrize("name", EXTRA_KINDS)
 def test_the_stored_integers_are_the_values_in_the_unit_of_the_series(written, name):
-    volume = volume_of(with_extras(), EXTRA_KINDS[name])
+    volume = volume_of(with_extras(), EXTRA_KINDS[name]) * EXTRA_KINDS[name].per_unit
     stored = np.stack([d.pixel_array for d in written[name]])
     assert stored.dtype == np.int16
     np.testing.assert_array_equal(stored, np.rint(volume))
@@ -80,16 +84,42 @@ def test_a_quantity_says_which_and_in_what_unit(written, name):
         assert (said.CodeValue, said.CodingSchemeDesignator) == (unit, "UCUM")
         said = mapping.QuantityDefinitionSequence[0].ConceptCodeSequence[0]
         assert (said.CodeValue, said.CodingSchemeDesignator) == (quantity, "DCM")
-        assert d.SeriesDescription.endswith(f"[{unit}] - research use only")
+        assert d.SeriesDescription.endswith(f"[{unit.strip('[]')}] - research use only")
 
 
 def test_the_codes_are_those_of_the_standard():
     from pydicom.sr.codedict import codes
 
-    for name, known in (("t2star", codes.DCM.T2Star), ("r2star", codes.DCM.R2Star)):
+    susceptibility = codes.DCM.MagneticSusceptibility
+    for name, known in (("t2star", codes.DCM.T2Star), ("r2star", codes.DCM.R2Star), ("chi_sd", susceptibility)):
         quantity = EXTRA_KINDS[name].quantity
         assert (quantity.value, quantity.scheme, quantity.meaning) == (known.value, "DCM", known.meaning)
         assert quantity.value in {code.value for code in codes.CID7180.concepts.values()}
+
+
+def test_a_standard_deviation_says_of_what_and_where_there_is_none(tmp_path):
+    """Codes of the standard; infinity is the one stored value that the mapping to the real world leaves out."""
+    from pydicom.sr.codedict import codes
+
+    result = results.result()
+    volume = np.full(result.series.geometry.shape, 0.012, np.float32)
+    volume[:, 0] = np.inf
+    extra = ExtraMap("chi_sd", volume, "how")
+    write_extras(dataclasses.replace(result, extras=(extra,)), tmp_path)
+    for d in read(tmp_path / "chi_sd"):
+        (mapping,) = d.RealWorldValueMappingSequence
+        mapped = mapping.RealWorldValueFirstValueMapped, mapping.RealWorldValueLastValueMapped
+        assert mapped == (0, 32766)
+        assert set(np.unique(d.pixel_array[1:])) == {12}
+        assert set(np.unique(d.pixel_array[0])) == {32767}
+        what, how = mapping.QuantityDefinitionSequence
+        assert what.ConceptNameCodeSequence[0].CodeValue == "246205007"
+        for sequence, known in (
+            (how.ConceptNameCodeSequence, codes.DCM.Derivation),
+            (how.ConceptCodeSequence, codes.SCT.StandardDeviation),
+        ):
+            code = sequence[0].CodeValue, sequence[0].CodingSchemeDesignator, sequence[0].CodeMeaning
+            assert code == (known.value, known.scheme_designator, known.meaning)
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
@@ -103,7 +133,8 @@ def test_an_image_of_arbitrary_units_claims_no_quantity(written, name):
 def test_a_map_says_what_it_is_how_it_was_made_and_that_it_is_for_research(written, name):
     for d in written[name]:
         assert d.ImageType == ["DERIVED", "PRIMARY", *IMAGE_TYPES[name]]
-        assert d.SeriesDescription.startswith({"t2star": "T2*", "r2star": "R2*", "smwi": "SMWI"}.get(name, "SWI"))
+        assert d.SeriesDescription.startswith(TITLES.get(name, "SWI"))
+        assert d.ImageComments.endswith("Told to whoever reads it.") == (name == "chi_sd")
         assert d.DerivationDescription.startswith(results.provenance().derivation)
         assert DOI in d.DerivationDescription
         assert "research use only" in d.SeriesDescription
@@ -198,7 +229,7 @@ def test_dcm2niix_reads_the_same_values_in_world_space(tmp_path, name, plane, en
     write_map(result, kind, tmp_path / name)
     image, _, said = convert(tmp_path / name, tmp_path / "nifti")
     assert said.count("Warning") == said.count("Unable to determine manufacturer"), said  # of the scanner, on purpose
-    check_world(image, np.rint(volume_of(result, kind)), grid)
+    check_world(image, np.rint(volume_of(result, kind) * kind.per_unit), grid)
 
 
 @pytest.mark.orthanc
