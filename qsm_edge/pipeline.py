@@ -204,7 +204,7 @@ def chain_from_seed(
     local, inner = run("background", fit.field_ppm, mask, geometry, weight)
     _require_voxels(inner, recipe.choices["background"].method)
     weight = run("rim", fit.field_ppm, local, inner, geometry, weight)
-    steps = run("edges", magnitude, r2star, inner, geometry, weight)
+    steps = run("edges", series.magnitude, r2star, inner, geometry, weight)
     chi = run("invert", local, inner, geometry, weight, steps)
     chi = run("reference", chi, inner, geometry, r2star)
     out = {"chi_ppm": chi, "mask": inner, "field_ppm": fit.field_ppm, "local_ppm": local}
