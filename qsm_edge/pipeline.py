@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qsm_edge import backend, checks, echoes, masking, memory, modelcard, network, polarity, quality
+from qsm_edge import backend, checks, echoes, masking, memory, modelcard, network, polarity, quality, support
 from qsm_edge.errors import InputRefused, UsageError
 from qsm_edge.provenance import Recorder, provenance
 from qsm_edge.recipe import Choice, Recipe
@@ -25,9 +25,6 @@ Box = tuple[slice, slice, slice]
 
 #: Share of the time at which each stage starts, for the progress bar alone.
 _STARTS = {"mask": 0.0, "unwrap": 0.08, "echoes": 0.16, "background": 0.22, "invert": 0.6, "quality": 0.95}
-
-#: Voxels kept around the mask, so that its surface has neighbours.
-_MARGIN = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +81,8 @@ def reconstruct(
     series, brain, notes = made.series, made.mask, list(made.notes)
     chosen = dataclasses.replace(chosen, choices={**chosen.choices, "mask": made.choice})
     recorder.records.append(made.record)
-    box = _box(brain)
+    reach_mm = float(chosen.choices["support"].options.get("reach_mm", 0.0))
+    box = _box(brain, tuple(support.margin(reach_mm, voxel) for voxel in series.geometry.voxel_mm))
     arrays = _compute(series, brain, box, chosen, device == "auto", recorder=recorder, tell=tell, notes=notes)
     whole = {name: _uncropped(part, box, brain.shape) for name, part in arrays.items()}
     checks.require_finite(whole["chi_ppm"], whole["mask"])
@@ -177,7 +175,8 @@ def chain(
     """From phases to susceptibility, wherever the arrays live.
 
     `series` and `mask` (z, y, x) bool hold arrays of one namespace and device. Gives back, there too, chi_ppm, mask (where
-    chi has a value), field_ppm, local_ppm, residual, weight and, with two echoes or more, r2star_per_s; and the notes.
+    chi has a value), field_ppm, local_ppm, residual, weight and, with two echoes or more, r2star_per_s; and the notes. All
+    is computed on the support, which reaches beyond the mask, and cropped to the mask.
     """
     geometry, times = series.geometry, series.echo_times_s
 
@@ -187,19 +186,23 @@ def chain(
     magnitude = series.magnitude
     phase, notes = polarity.align_polarity(series.phase_rad, magnitude, mask, times, geometry)
     wrapped, strength = echoes.seed_phase(phase, magnitude, times)
-    seed = run("unwrap", wrapped, strength, mask, geometry)
-    fit = run("echoes", phase, magnitude, seed, mask, times, series.b0_tesla, geometry)
+    known = run("support", magnitude, mask, geometry)
+    seed = run("unwrap", wrapped, strength, known, geometry)
+    fit = run("echoes", phase, magnitude, seed, known, times, series.b0_tesla, geometry)
     r2star = echoes.r2star(magnitude, mask, times)
-    weight = run("weight", fit.precision, fit.residual, mask, geometry)
-    local, inner = run("background", fit.field_ppm, mask, geometry, weight)
+    weight = run("weight", fit.precision, fit.residual, known, geometry)
+    local, kept = run("background", fit.field_ppm, known, geometry, weight)
+    inner = kept & mask
     _require_voxels(inner, recipe.choices["background"].method)
-    weight = run("rim", fit.field_ppm, local, inner, geometry, weight)
-    chi = run("invert", local, inner, geometry, weight)
+    weight = run("rim", fit.field_ppm, local, kept, geometry, weight)
+    chi = run("invert", local, kept, geometry, weight)
     chi = run("reference", chi, inner, geometry, r2star)
     if len(times) == 1:
         notes.append(Note("single_echo", "One echo: the coil's phase offset was left to the background removal."))
-    out = {"chi_ppm": chi, "mask": inner, "field_ppm": fit.field_ppm, "local_ppm": local}
-    out |= {"residual": fit.residual, "weight": weight}
+    xp = backend.namespace(chi)
+    out = {"field_ppm": fit.field_ppm, "local_ppm": local, "residual": fit.residual, "weight": weight}
+    out = {name: xp.where(mask, part, xp.zeros_like(part)) for name, part in out.items()}
+    out |= {"chi_ppm": xp.where(inner, chi, xp.zeros_like(chi)), "mask": inner}
     return (out if r2star is None else {**out, "r2star_per_s": r2star}), notes
 
 
@@ -280,12 +283,12 @@ def _brain(
     return checks.checked_mask(brain, series.geometry)
 
 
-def _box(mask: np.ndarray) -> Box:
-    """The mask's bounding box with a margin, inside the volume."""
+def _box(mask: np.ndarray, margins: tuple[int, ...]) -> Box:
+    """The mask's bounding box with a margin of voxels along each axis, inside the volume."""
     bounds = []
-    for axis in range(3):
+    for axis, margin in enumerate(margins):
         filled = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        bounds.append(slice(max(int(filled[0]) - _MARGIN, 0), min(int(filled[-1]) + 1 + _MARGIN, mask.shape[axis])))
+        bounds.append(slice(max(int(filled[0]) - margin, 0), min(int(filled[-1]) + 1 + margin, mask.shape[axis])))
     return bounds[0], bounds[1], bounds[2]
 
 
