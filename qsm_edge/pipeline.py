@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from qsm_edge import backend, checks, echoes, masking, memory, modelcard, network, polarity, quality
+from qsm_edge import backend, checks, echoes, masking, memory, modelcard, network, polarity, quality, support
 from qsm_edge.errors import InputRefused, UsageError
 from qsm_edge.provenance import Recorder, provenance
 from qsm_edge.recipe import Choice, Recipe
 from qsm_edge.stages import STAGES, accepts, options_of
-from qsm_edge.types import Array, Figure, GreSeries, Note, Result, StageRecord
+from qsm_edge.types import Array, Figure, Geometry, GreSeries, Note, Result, StageRecord
 
 #: Called as ``progress(stage, fraction of the whole, text)``.
 Progress = Callable[[str, float, str], None]
@@ -25,9 +25,6 @@ Box = tuple[slice, slice, slice]
 
 #: Share of the time at which each stage starts, for the progress bar alone.
 _STARTS = {"mask": 0.0, "unwrap": 0.08, "echoes": 0.16, "background": 0.22, "invert": 0.6, "quality": 0.95}
-
-#: Voxels kept around the mask, so that its surface has neighbours.
-_MARGIN = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +81,7 @@ def reconstruct(
     series, brain, notes = made.series, made.mask, list(made.notes)
     chosen = dataclasses.replace(chosen, choices={**chosen.choices, "mask": made.choice})
     recorder.records.append(made.record)
-    box = box_of(brain)
+    box = box_of(brain, series.geometry, chosen)
     arrays = _compute(series, brain, box, chosen, device == "auto", recorder=recorder, tell=tell, notes=notes)
     whole = {name: _uncropped(part, box, brain.shape) for name, part in arrays.items()}
     checks.require_finite(whole["chi_ppm"], whole["mask"])
@@ -177,39 +174,53 @@ def chain(
     """From phases to susceptibility, wherever the arrays live.
 
     `series` and `mask` (z, y, x) bool hold arrays of one namespace and device. Gives back, there too, chi_ppm, mask (where
-    chi has a value), field_ppm, local_ppm, residual, weight and, with two echoes or more, r2star_per_s; and the notes.
+    chi has a value), field_ppm, local_ppm, residual, weight and, with two echoes or more, r2star_per_s; and the notes. All
+    is computed on the support, which reaches beyond the mask, and cropped to the mask.
     """
-    magnitude, geometry, times = series.magnitude, series.geometry, series.echo_times_s
-    phase, notes = polarity.align_polarity(series.phase_rad, magnitude, mask, times, geometry)
-    wrapped, strength = echoes.seed_phase(phase, magnitude, times)
-    seed = run_stage(recipe, "unwrap", recorder, tell, wrapped, strength, mask, geometry)
-    out = chain_from_seed(dataclasses.replace(series, phase_rad=phase), seed, mask, recipe, recorder, tell)
+    times = series.echo_times_s
+    phase, notes = polarity.align_polarity(series.phase_rad, series.magnitude, mask, times, series.geometry)
+    series = dataclasses.replace(series, phase_rad=phase)
+    known, seed = unwrapped(series, mask, recipe, recorder, tell)
+    out = chain_from_seed(series, seed, known, mask, recipe, recorder, tell)
     if len(times) == 1:
         notes.append(Note("single_echo", "One echo: the coil's phase offset was left to the background removal."))
     return out, notes
 
 
+def unwrapped(
+    series: GreSeries, mask: Array, recipe: Recipe, recorder: Recorder, tell: Progress
+) -> tuple[Array, Array]:
+    """The first stages of `chain`: where the field is known (bool, holds the mask), and the unwrapped phase there of
+    `echoes.seed_phase`; `series` has its polarity aligned."""
+    known = run_stage(recipe, "support", recorder, tell, series.magnitude, mask, series.geometry)
+    wrapped, strength = echoes.seed_phase(series.phase_rad, series.magnitude, series.echo_times_s)
+    return known, run_stage(recipe, "unwrap", recorder, tell, wrapped, strength, known, series.geometry)
+
+
 def chain_from_seed(
-    series: GreSeries, seed: Array, mask: Array, recipe: Recipe, recorder: Recorder, tell: Progress
+    series: GreSeries, seed: Array, known: Array, mask: Array, recipe: Recipe, recorder: Recorder, tell: Progress
 ) -> dict[str, Array]:
-    """The part of `chain` after the unwrapping: `seed` is the unwrapped phase of `echoes.seed_phase`, polarity aligned."""
+    """The part of `chain` after `unwrapped`, which gives `known` and `seed`."""
     geometry, times = series.geometry, series.echo_times_s
 
     def run(stage: str, *arguments: Any) -> Any:
         return run_stage(recipe, stage, recorder, tell, *arguments)
 
-    fit = run("echoes", series.phase_rad, series.magnitude, seed, mask, times, series.b0_tesla, geometry)
-    r2star = echoes.r2star(series.magnitude, mask, times)
-    weight = run("weight", fit.precision, fit.residual, mask, geometry)
-    local, inner = run("background", fit.field_ppm, mask, geometry, weight)
+    fit = run("echoes", series.phase_rad, series.magnitude, seed, known, times, series.b0_tesla, geometry)
+    r2star = echoes.r2star(series.magnitude, known, times)
+    weight = run("weight", fit.precision, fit.residual, known, geometry)
+    local, kept = run("background", fit.field_ppm, known, geometry, weight)
+    inner = kept & mask
     _require_voxels(inner, recipe.choices["background"].method)
-    weight = run("rim", fit.field_ppm, local, inner, geometry, weight)
-    steps = run("edges", series.magnitude, r2star, inner, geometry, weight)
-    chi = run("invert", local, inner, geometry, weight, steps)
+    weight = run("rim", fit.field_ppm, local, kept, geometry, weight)
+    steps = run("edges", series.magnitude, r2star, kept, geometry, weight)
+    chi = run("invert", local, kept, geometry, weight, steps)
     chi = run("reference", chi, inner, geometry, r2star)
-    out = {"chi_ppm": chi, "mask": inner, "field_ppm": fit.field_ppm, "local_ppm": local}
-    out |= {"residual": fit.residual, "weight": weight}
-    return out if r2star is None else {**out, "r2star_per_s": r2star}
+    out = {"field_ppm": fit.field_ppm, "local_ppm": local, "residual": fit.residual, "weight": weight}
+    out |= {} if r2star is None else {"r2star_per_s": r2star}
+    xp = backend.namespace(chi)
+    out = {name: xp.where(mask, part, xp.zeros_like(part)) for name, part in out.items()}
+    return {**out, "chi_ppm": xp.where(inner, chi, xp.zeros_like(chi)), "mask": inner}
 
 
 def run_stage(recipe: Recipe, stage: str, recorder: Recorder, tell: Progress, *arguments: Any) -> Any:
@@ -289,12 +300,14 @@ def _brain(
     return checks.checked_mask(brain, series.geometry)
 
 
-def box_of(mask: np.ndarray) -> Box:
-    """The mask's bounding box with a margin, inside the volume."""
+def box_of(mask: np.ndarray, geometry: Geometry, recipe: Recipe) -> Box:
+    """The mask's bounding box with room for the recipe's support, inside the volume."""
+    reach_mm = float(recipe.choices["support"].options.get("reach_mm", 0.0))
     bounds = []
-    for axis in range(3):
+    for axis, voxel_mm in enumerate(geometry.voxel_mm):
+        margin = support.margin(reach_mm, voxel_mm)
         filled = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        bounds.append(slice(max(int(filled[0]) - _MARGIN, 0), min(int(filled[-1]) + 1 + _MARGIN, mask.shape[axis])))
+        bounds.append(slice(max(int(filled[0]) - margin, 0), min(int(filled[-1]) + 1 + margin, mask.shape[axis])))
     return bounds[0], bounds[1], bounds[2]
 
 

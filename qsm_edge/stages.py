@@ -10,12 +10,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qsm_edge import background, echoes, edges, invert, masking, reference, unwrap, weights
+from qsm_edge import background, echoes, edges, invert, masking, reference, support, unwrap, weights
 
 Method = Callable[..., Any]
 
 STAGES: Mapping[str, Mapping[str, Method]] = {
     "mask": masking.METHODS,
+    "support": support.METHODS,
     "unwrap": unwrap.METHODS,
     "echoes": echoes.METHODS,
     "weight": weights.METHODS,

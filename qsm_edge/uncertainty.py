@@ -52,26 +52,27 @@ def chi_sd(
     susceptibility (`undetermined`, with `least_weight` and `around_mm`). Like voxels share weight, depth below the
     surface and steepness of the map; within these classes, `smooth_mm` is the standard deviation of the Gaussian mean.
 
-    Each of the `pairs` costs two runs of the chain without mask and unwrapping, on the device that made the result; the same
-    `seed` gives the same map. Not in it: errors that do not change from scan to scan (background, regularisation, partial
-    volume, a wrong mask), motion, noise that the scanner's interpolation correlates.
+    Each of the `pairs` costs two runs of the chain without mask and unwrapping, which is done once, on the device that
+    made the result; the same `seed` gives the same map. Not in it: errors that do not change from scan to scan (background,
+    regularisation, partial volume, a wrong mask), motion, noise that the scanner's interpolation correlates.
 
     Source: Ramani et al., IEEE Trans Image Process 2008, doi:10.1109/TIP.2008.2001404 (answers to added noise in place of
     derivatives); Donoho & Johnstone, Biometrika 1994, doi:10.1093/biomet/81.3.425 (the noise of one or two echoes);
     averaging by classes is ours.
     """
     recipe = Recipe.resolved(result.provenance.recipe_name, result.provenance.recipe)
-    box = pipeline.box_of(result.brain)
+    box = pipeline.box_of(result.brain, result.series.geometry, recipe)
     brain, mask = result.brain[box], result.mask[box]
     series = _cropped(result.series, brain, box)
     field, power = result.field_ppm[box], np.zeros(brain.shape, np.float32)
     level = step * noise_level(series, field, result.residual[box], brain)
+    known, seed_rad = pipeline.unwrapped(series, brain, recipe, _Unrecorded("cpu"), lambda stage, share, text: None)
     for pair in range(pairs):
         maps = []
         for number, sign in enumerate((1.0, -1.0)):
             noisy = _with_noise(series, sign * level, (seed, pair))
             tell = _part_of(progress, 2 * pair + number, 2 * pairs)
-            maps.append(_susceptibility(noisy, field, brain, recipe, result.provenance.environment, tell))
+            maps.append(_susceptibility(noisy, known, seed_rad, brain, recipe, result.provenance.environment, tell))
         power += ((maps[0] - maps[1]) * (0.5 / step)) ** 2 / pairs
     unknown = undetermined(result.weight[box], mask, series.geometry, least_weight=least_weight, around_mm=around_mm)
     known = mask & ~unknown
@@ -190,20 +191,21 @@ def _with_noise(series: GreSeries, level: np.ndarray, key: Sequence[int]) -> Gre
 
 def _susceptibility(
     series: GreSeries,
-    field_ppm: np.ndarray,
+    known: np.ndarray,
+    seed_rad: np.ndarray,
     brain: np.ndarray,
     recipe: Recipe,
     environment: Mapping[str, str],
     tell: pipeline.Progress,
 ) -> np.ndarray:
-    """What the chain makes of a series whose field is about `field_ppm`, which says how its phases are to be unwrapped."""
+    """What the chain makes of a series whose unwrapped phase is about `seed_rad` where it is `known`."""
 
     def on(device: str) -> np.ndarray:
-        arrays = (series.magnitude, series.phase_rad, field_ppm, brain)
-        magnitude, phase, field, mask = (backend.to_device(np.ascontiguousarray(a), device) for a in arrays)
+        arrays = (series.magnitude, series.phase_rad, seed_rad, known, brain)
+        magnitude, phase, about, support, mask = (backend.to_device(np.ascontiguousarray(a), device) for a in arrays)
         moved = dataclasses.replace(series, magnitude=magnitude, phase_rad=phase)
-        seed = _seed(moved, field, mask)
-        out = pipeline.chain_from_seed(moved, seed, mask, recipe, _Unrecorded(device), tell)
+        seed = _seed(moved, about, support)
+        out = pipeline.chain_from_seed(moved, seed, support, mask, recipe, _Unrecorded(device), tell)
         return backend.to_host(out["chi_ppm"])
 
     if not environment.get("device", "cpu").startswith("cuda"):
@@ -224,15 +226,11 @@ class _Unrecorded(Recorder):
         yield []
 
 
-def _seed(series: GreSeries, field_ppm: Array, mask: Array) -> Array:
-    """The phase of `echoes.seed_phase`, unwrapped to within half a turn of what the field predicts."""
-    times = series.echo_times_s
-    wrapped, _ = echoes.seed_phase(series.phase_rad, series.magnitude, times)
-    first, second = echoes.seed_pair(times) if len(times) > 1 else (0, 0)
-    lasts_s = times[second] - times[first] if len(times) > 1 else times[0]
-    predicted = field_ppm * rad_per_ppm(series.b0_tesla, lasts_s)
-    xp = backend.namespace(field_ppm)
-    return xp.where(mask, predicted + echoes.wrap(wrapped - predicted), xp.zeros_like(predicted))
+def _seed(series: GreSeries, about_rad: Array, known: Array) -> Array:
+    """The phase of `echoes.seed_phase`, unwrapped to within half a turn of `about_rad`."""
+    wrapped, _ = echoes.seed_phase(series.phase_rad, series.magnitude, series.echo_times_s)
+    xp = backend.namespace(about_rad)
+    return xp.where(known, about_rad + echoes.wrap(wrapped - about_rad), xp.zeros_like(about_rad))
 
 
 def _steepness(chi_ppm: np.ndarray, geometry: Geometry) -> np.ndarray:

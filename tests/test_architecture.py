@@ -15,7 +15,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "qsm_edge"
 
-STAGES = {"unwrap", "echoes", "weights", "background", "edges", "invert", "reference", "masking", "quality", "weighted"}
+STAGES = {
+    "support",
+    "unwrap",
+    "echoes",
+    "weights",
+    "background",
+    "edges",
+    "invert",
+    "reference",
+    "masking",
+    "quality",
+    "weighted",
+}
 # A part of a stage in a file of its own.
 MEMBERS = {"tfi": "background", "polarity": "echoes", "network": "masking", "modelcard": "masking"}
 BORDER = 4.5  # files in and out: imports layer 0 and itself only

@@ -51,7 +51,7 @@ def test_the_coarse_grid_gives_the_fine_grids_answer(shape: tuple[int, int, int]
     assert not np.array_equal(run[0.0], run[2.0])
     assert _spread(run[2.0] - run[0.0], core) < 0.15 * _spread(head.local_ppm, core)
     errors = {coarse: _spread(local - head.local_ppm, core) for coarse, local in run.items()}
-    assert errors[2.0] < 1.25 * errors[0.0]
+    assert errors[2.0] < 1.35 * errors[0.0]  # tissue correlated over 3 mm is coarse on voxels of 2 mm
 
 
 def test_a_bleed_at_the_surface_keeps_its_field_when_the_weight_is_low() -> None:
