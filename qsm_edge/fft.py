@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from qsm_edge.backend import is_numpy, namespace, scipy_fft_for, threads
+import numpy as np
+import scipy.fft
+
+from qsm_edge.backend import is_numpy, like, namespace, scipy_fft_for, threads
 from qsm_edge.types import Array
 
 Triple = tuple[int, int, int]
@@ -79,8 +82,8 @@ def covering(length_mm: float, voxel_mm: tuple[float, ...]) -> tuple[int, ...]:
 def wavenumbers(shape: Triple, voxel_mm: tuple[float, float, float], reference: Array) -> tuple[Array, Array, Array]:
     """Spatial frequencies [cycles/mm] of the half spectrum along z, y, x, shaped to broadcast, where `reference` lives."""
     xp = namespace(reference)
-    on = {"device": reference.device, "dtype": xp.float32}
-    kz = xp.fft.fftfreq(shape[0], d=voxel_mm[0], **on)
-    ky = xp.fft.fftfreq(shape[1], d=voxel_mm[1], **on)
-    kx = xp.fft.rfftfreq(shape[2], d=voxel_mm[2], **on)
+    # On the host, then moved: not every namespace's fftfreq takes a device.
+    lines = [scipy.fft.fftfreq(shape[0], voxel_mm[0]), scipy.fft.fftfreq(shape[1], voxel_mm[1])]
+    lines.append(scipy.fft.rfftfreq(shape[2], voxel_mm[2]))
+    kz, ky, kx = (like(line.astype(np.float32), reference) for line in lines)
     return xp.reshape(kz, (-1, 1, 1)), xp.reshape(ky, (1, -1, 1)), xp.reshape(kx, (1, 1, -1))
