@@ -269,7 +269,7 @@ def tv(
     penalty: float = 1e-2,
     data_penalty: float = 0.1,
     iterations: int = 40,
-    tolerance: float = 0.01,
+    tolerance: float = 0.001,
     margin_mm: float = 12.0,
     on_iteration: OnIteration | None = None,
 ) -> Array:
