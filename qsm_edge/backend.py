@@ -11,6 +11,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from qsm_edge.errors import ResourceError, UsageError
 from qsm_edge.types import Array
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_Value = TypeVar("_Value")
 
 #: Where Linux tells of the machine's memory and of the container's.
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
@@ -181,6 +183,28 @@ def devices() -> list[str]:
 def threads() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+#: A slab of one array that stays in a core's cache with a few others of its kind.
+_SLAB_BYTES = 500_000
+
+
+def by_slabs(function: Callable[[slice], _Value], reference: Array) -> list[_Value]:
+    """`function` of every slab of the first axis of `reference`, its results in their order.
+
+    On the host slabs that fit the cache, on all threads: what `function` writes must lie in its own slab, and what it reads
+    must not be written by another. On an accelerator the whole at once.
+    """
+    count = int(reference.shape[0])
+    if not is_numpy(reference):
+        return [function(slice(0, count))]
+    planes = max(1, _SLAB_BYTES // max(reference[0].nbytes, 1))
+    slabs = [slice(start, min(start + planes, count)) for start in range(0, count, planes)]
+    workers = min(threads(), len(slabs))
+    if workers < 2:
+        return [function(slab) for slab in slabs]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, slabs))
 
 
 def is_device_failure(error: BaseException) -> bool:

@@ -10,32 +10,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from qsm_edge import kernels
 from qsm_edge.backend import namespace
-from qsm_edge.fft import Triple, covering, crop, fast_shape, irfftn, pad, rfftn
-from qsm_edge.solvers import adjoint_difference, dot, forward_difference, shrink
+from qsm_edge.fft import crop, irfftn, rfftn
+from qsm_edge.solvers import shrink
+from qsm_edge.totalvariation import Problem, SplitGradient, admm, grid, moved_by, problem_of
 from qsm_edge.types import Array, Geometry, OnIteration
-
-Proximal = Callable[[Array], Array]
-
-
-def _grid(local_ppm: Array, geometry: Geometry, margin_mm: float) -> tuple[Triple, Array]:
-    shape = fast_shape(local_ppm.shape, covering(margin_mm, geometry.voxel_mm))
-    return shape, kernels.dipole(shape, geometry.voxel_mm, geometry.b0_dir, local_ppm)
-
 
 #: A closed form has no weights: what is trusted less than this share of ordinary tissue fades out of the field instead.
 _TRUSTED = 0.3
 
 
 def _filtered(
-    local_ppm: Array, mask: Array, geometry: Geometry, weight: Array, margin_mm: float, inverse: Proximal
+    local_ppm: Array,
+    mask: Array,
+    geometry: Geometry,
+    weight: Array,
+    margin_mm: float,
+    inverse: Callable[[Array], Array],
 ) -> Array:
     """Closed-form inversions: one multiplication in k-space."""
     xp = namespace(local_ppm)
-    shape, response = _grid(local_ppm, geometry, margin_mm)
+    shape, response = grid(local_ppm, geometry, margin_mm)
     inside = xp.astype(mask, xp.float32)
     faded = local_ppm * inside * xp.clip(weight / _TRUSTED, 0.0, 1.0)
     chi = irfftn(inverse(response) * rfftn(faded, shape), shape)
@@ -97,109 +93,6 @@ def tikhonov(
     return chi
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """Total-variation inversion on its padded grid; `edges`: the penalty's share of a step along each axis."""
-
-    shape: Triple
-    voxel_mm: tuple[float, float, float]
-    response: Array
-    gradient_power: Array
-    field: Array
-    power: Array
-    edges: tuple[Array, ...]
-
-
-def _problem(
-    local_ppm: Array, mask: Array, geometry: Geometry, weight: Array, margin_mm: float, edges: Array | None = None
-) -> _Problem:
-    xp = namespace(local_ppm)
-    shape, response = _grid(local_ppm, geometry, margin_mm)
-    inside = xp.astype(mask, xp.float32)
-    power = (weight * inside) ** 2
-    centre = xp.sum(local_ppm * power) / xp.maximum(
-        xp.sum(power), xp.asarray(1e-12, dtype=power.dtype, device=power.device)
-    )
-    power_grad = kernels.gradient_power(shape, geometry.voxel_mm, local_ppm)
-    field = pad((local_ppm - centre) * inside, shape)
-    shares = tuple(xp.ones_like(field) if edges is None else pad(edges[axis, ...], shape) for axis in range(3))
-    return _Problem(shape, geometry.voxel_mm, response, power_grad, field, pad(power, shape), shares)
-
-
-#: Over-relaxation of ADMM (Boyd et al., Found Trends Mach Learn 2010, doi:10.1561/2200000016): the same answer, sooner.
-_RELAXATION = 1.7
-
-
-class _SplitGradient:
-    """The gradient of chi as ADMM splits it off: along each axis the shrunk slope and its scaled dual."""
-
-    def __init__(self, problem: _Problem) -> None:
-        self._voxel_mm, self._edges = problem.voxel_mm, problem.edges
-        self._splits = [namespace(problem.field).zeros_like(problem.field) for _ in range(3)]
-        self._duals = list(self._splits)
-
-    def divergence(self) -> Array:
-        """Adjoint of the gradient, applied to what chi's slopes are to follow."""
-        total = namespace(self._splits[0]).zeros_like(self._splits[0])
-        for axis in range(3):
-            total = total + adjoint_difference(self._splits[axis] - self._duals[axis], axis, self._voxel_mm[axis])
-        return total
-
-    def follow(self, chi: Array, threshold: float, relaxation: float = 1.0) -> None:
-        """Shrink the slopes of a new chi by `threshold` and carry what that took off into the duals."""
-        for axis in range(3):
-            slope = relaxation * forward_difference(chi, axis, self._voxel_mm[axis])
-            slope = slope + (1 - relaxation) * self._splits[axis] + self._duals[axis]
-            self._splits[axis] = shrink(slope, threshold * self._edges[axis])
-            self._duals[axis] = slope - self._splits[axis]
-
-
-def _moved(before: Array, after: Array) -> float:
-    """How far an iteration moved the solution, relative to its norm."""
-    change = after - before
-    return math.sqrt(dot(change, change) / max(dot(after, after), 1e-30))
-
-
-def _admm_tv(
-    problem: _Problem,
-    regularisation: float,
-    penalty: float,
-    data_penalty: float,
-    fidelity: Proximal,
-    start: Array,
-    iterations: int,
-    tolerance: float,
-    on_iteration: OnIteration | None,
-) -> Array:
-    """min over chi of fidelity(D chi) + regularisation |grad chi|_1 by ADMM with both terms split; 4 real FFTs a pass.
-
-    `fidelity` is the proximal map of the data term at strength `data_penalty`. Ends when chi changes by less than
-    `tolerance` of itself.
-    """
-    xp = namespace(problem.field)
-    spectrum_weight = penalty * problem.gradient_power + data_penalty * problem.response**2
-    spectrum_weight = xp.where(spectrum_weight == 0, xp.ones_like(spectrum_weight), spectrum_weight)
-    response = problem.response
-    slopes = _SplitGradient(problem)
-    predicted, data_dual = start, xp.zeros_like(problem.field)
-    chi = xp.zeros_like(problem.field)
-    for number in range(1, iterations + 1):
-        spectrum = penalty * rfftn(slopes.divergence())
-        spectrum = (spectrum + data_penalty * response * rfftn(predicted - data_dual)) / spectrum_weight
-        field = irfftn(response * spectrum, problem.shape)
-        before, chi = chi, irfftn(spectrum, problem.shape)
-        slopes.follow(chi, regularisation / penalty, _RELAXATION)
-        shifted = _RELAXATION * field + (1 - _RELAXATION) * predicted + data_dual
-        predicted = fidelity(shifted)
-        data_dual = shifted - predicted
-        moved = _moved(before, chi)
-        if on_iteration:
-            on_iteration(number, moved)
-        if moved < tolerance:
-            break
-    return chi
-
-
 def noise_ppm(local_ppm: Array, mask: Array) -> float:
     """Standard deviation [ppm] of the noise of a field, from its finest diagonal differences inside the mask.
 
@@ -229,7 +122,7 @@ def _noise_factor(local_ppm: Array, mask: Array, reference_noise_ppm: float) -> 
 
 
 def _weighted_tv(
-    problem: _Problem,
+    problem: Problem,
     power: Array,
     regularisation: float,
     penalty: float,
@@ -239,15 +132,13 @@ def _weighted_tv(
     on_iteration: OnIteration | None,
 ) -> Array:
     """Total variation with the least-squares data term of squared weights `power`."""
-    weighted, total = power * problem.field, power + data_penalty
 
-    def quadratic(x: Array) -> Array:
-        return (weighted + data_penalty * x) / total
+    def quadratic(x: Array, at: slice) -> Array:
+        strength = power[at, ...]
+        return (strength * problem.field[at, ...] + data_penalty * x) / (strength + data_penalty)
 
-    start = weighted / total
-    return _admm_tv(
-        problem, regularisation, penalty, data_penalty, quadratic, start, iterations, tolerance, on_iteration
-    )
+    start = power * problem.field / (power + data_penalty)
+    return admm(problem, regularisation, penalty, data_penalty, quadratic, start, iterations, tolerance, on_iteration)
 
 
 def tv(
@@ -257,13 +148,13 @@ def tv(
     weight: Array,
     edges: Array,
     *,
-    regularisation: float = 2e-4,
+    regularisation: float = 1.5e-4,
     reference_noise_ppm: float = 0.0014,
     penalty: float = 1e-2,
-    data_penalty: float = 0.02,
+    data_penalty: float = 0.03,
     iterations: int = 50,
     tolerance: float = 0.01,
-    margin_mm: float = 24.0,
+    margin_mm: float = 12.0,
     on_iteration: OnIteration | None = None,
 ) -> Array:
     """Weighted total variation: min 1/2 |W (D chi - f)|^2 + regularisation |grad chi|_1, by ADMM.
@@ -273,7 +164,7 @@ def tv(
     converged: a small `data_penalty` lets strong sources (bleeds) reach their value in tens of passes, not hundreds.
     Source: Bilgic et al., MRM 2014, doi:10.1002/mrm.25029; Milovic et al., MRM 2018, doi:10.1002/mrm.27073.
     """
-    problem = _problem(local_ppm, mask, geometry, weight, margin_mm, edges)
+    problem = problem_of(local_ppm, mask, geometry, weight, margin_mm, edges)
     factor = _noise_factor(local_ppm, mask, reference_noise_ppm)
     chi = _weighted_tv(
         problem,
@@ -295,16 +186,16 @@ def hdqsm(
     weight: Array,
     edges: Array,
     *,
-    regularisation: float = 2e-4,
+    regularisation: float = 1.5e-4,
     reference_noise_ppm: float = 0.0014,
     penalty: float = 1e-2,
-    data_penalty: float = 0.02,
+    data_penalty: float = 0.03,
     first_regularisation: float = 4e-3,
     first_iterations: int = 20,
     outlier_ppm: float = 0.02,
     iterations: int = 50,
     tolerance: float = 0.01,
-    margin_mm: float = 24.0,
+    margin_mm: float = 12.0,
     on_iteration: OnIteration | None = None,
 ) -> Array:
     """Hybrid data fidelity: an L1 data term finds the voxels whose field no susceptibility explains, then weighted TV.
@@ -315,15 +206,15 @@ def hdqsm(
     Source: Lambert et al., MRM 2022, doi:10.1002/mrm.29218; Milovic et al., MRM 2022, doi:10.1002/mrm.28957.
     """
     xp = namespace(local_ppm)
-    problem = _problem(local_ppm, mask, geometry, weight, margin_mm, edges)
+    problem = problem_of(local_ppm, mask, geometry, weight, margin_mm, edges)
     strength = xp.sqrt(problem.power)
     factor = _noise_factor(local_ppm, mask, reference_noise_ppm)
 
-    def absolute(x: Array) -> Array:
-        return problem.field + shrink(x - problem.field, strength * (1 / 20.0))
+    def absolute(x: Array, at: slice) -> Array:
+        return problem.field[at, ...] + shrink(x - problem.field[at, ...], strength[at, ...] * (1 / 20.0))
 
     trusted = problem.field * xp.astype(strength > 0, xp.float32)
-    first = _admm_tv(
+    first = admm(
         problem, first_regularisation, 10 * first_regularisation, 20.0, absolute, trusted,
         first_iterations, tolerance, on_iteration,
     )  # fmt: skip
@@ -357,19 +248,19 @@ def rts(
     doi:10.1016/j.neuroimage.2017.11.018.
     """
     xp = namespace(local_ppm)
-    problem = _problem(local_ppm, mask, geometry, weight, margin_mm)
+    problem = problem_of(local_ppm, mask, geometry, weight, margin_mm)
     usable = xp.abs(problem.response) > threshold
     held = xp.astype(usable, xp.float32)
     division = xp.where(usable, 1 / xp.where(usable, problem.response, xp.ones_like(problem.response)), 0 * held)
     target = division * rfftn(problem.field * xp.clip(xp.sqrt(problem.power) / _TRUSTED, 0.0, 1.0))
     total = held + penalty * problem.gradient_power
     total = xp.where(total == 0, xp.ones_like(total), total)
-    slopes = _SplitGradient(problem)
+    slopes = SplitGradient(problem, regularisation / penalty)
     chi = xp.zeros_like(problem.field)
     for number in range(1, iterations + 1):
         before, chi = chi, irfftn((target + penalty * rfftn(slopes.divergence())) / total, problem.shape)
-        slopes.follow(chi, regularisation / penalty)
-        moved = _moved(before, chi)
+        slopes.follow(chi)
+        moved = moved_by(before, chi, problem.power)
         if on_iteration:
             on_iteration(number, moved)
         if moved < tolerance:

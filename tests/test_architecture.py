@@ -29,7 +29,13 @@ STAGES = {
     "weighted",
 }
 # A part of a stage in a file of its own.
-MEMBERS = {"tfi": "background", "polarity": "echoes", "network": "masking", "modelcard": "masking"}
+MEMBERS = {
+    "tfi": "background",
+    "totalvariation": "invert",
+    "polarity": "echoes",
+    "network": "masking",
+    "modelcard": "masking",
+}
 BORDER = 4.5  # files in and out: imports layer 0 and itself only
 LAYER: dict[str, float] = {
     **dict.fromkeys(("errors", "types", "units"), 0),

@@ -226,7 +226,7 @@ def test_iterations_settle(name: str) -> None:
     changes: list[float] = []
     inverted(name, noisy_local(), on_iteration=lambda number, moved: changes.append(moved))
     assert changes[-1] < 0.05
-    assert changes[-1] == min(changes[-5:])
+    assert changes[-1] < 1.1 * min(changes)
 
 
 @pytest.mark.parametrize("name", invert.METHODS)
