@@ -59,6 +59,7 @@ class _State:
     arrivals: dict[str, tuple[int, float]] = field(default_factory=dict)
     files: list[watch.Seen] = field(default_factory=list)
     looked_s: list[float] = field(default_factory=list)
+    crashes: dict[tuple[str, int], tuple[int, float]] = field(default_factory=dict)
     working: list[work.Started] = field(default_factory=list)
     unentered: set[str] = field(default_factory=set)
     moving: list[int] = field(default_factory=list)
@@ -248,8 +249,17 @@ def _watch(site: Site, spool: Spool, parts: Parts, state: _State, log: Log) -> N
 
 
 def _look(site: Site, spool: Spool, parts: Parts, state: _State, log: Log) -> None:
-    for study in complete.quiet(spool, state.arrivals, site.spool.quiet_s, time.monotonic()):
-        complete.look(spool, study, parts.read, log=log)
+    due = complete.quiet(spool, state.arrivals, site.spool.quiet_s, time.monotonic())
+    keys = {(study, arrivals) for study, (arrivals, _) in state.arrivals.items()}
+    state.crashes = {key: told for key, told in state.crashes.items() if key in keys}
+    for study in due:
+        key = study, state.arrivals[study][0]
+        tries, not_before_s = state.crashes.get(key, (0, 0.0))
+        if time.monotonic() < not_before_s:
+            continue
+        last = tries + 1 >= site.work.attempts
+        if not complete.look(spool, study, parts.read, last_try=last, log=log):
+            state.crashes[key] = tries + 1, time.monotonic() + site.work.retry_s * 2 ** min(tries, 16)
 
 
 def _finish(site: Site, spool: Spool, parts: Parts, state: _State, log: Log) -> None:

@@ -200,3 +200,29 @@ def test_a_ledger_without_room_for_the_results_loses_the_run_and_not_the_job(tmp
     with opened(made.spool.folder) as spool:
         assert states(spool) == ["done"]
         check_agreement(spool)
+
+
+def test_a_reader_that_is_killed_once_looks_again_and_one_that_always_crashes_is_a_finding(tmp_path):
+    """It may have died for its neighbours' memory; nobody is there at night to ask for another look."""
+    made, told = site(tmp_path), []
+    with opened(made.spool.folder) as spool:
+        hand_in(spool, contents())
+    killed = {"acquisitions": [], "refused": [], "ignored": [], "crashed": True, "unknown": True}
+    answers = iter([killed])
+    its_parts = parts(made)
+    its_parts = replace(its_parts, read=lambda folder, honest=its_parts.read: next(answers, None) or honest(folder))
+    assert serve(made, its_parts, once=True, log=lambda *event: told.append(event)) == 0
+    looks = [facts["refused"] for event, facts in told if event == "looked"]
+    assert looks == ["crashed", "nothing"]
+    with opened(made.spool.folder) as spool:
+        assert (states(spool), states(spool, "findings")) == (["done"], [])
+
+    once_more = replace(site(tmp_path / "other"), work=Work(attempts=3, retry_s=0.0))
+    with opened(once_more.spool.folder) as spool:
+        hand_in(spool, contents())
+    crashed = [{**killed, "refused": [{"code": "internal", "text": "", "series": "", "names": []}]}] * 4
+    looks = iter(crashed)
+    assert serve(once_more, replace(parts(once_more), read=lambda folder: next(looks)), once=True) == 3
+    assert len(list(looks)) == 1
+    with opened(once_more.spool.folder) as spool:
+        assert states(spool, "findings") == ["refused"]
