@@ -20,6 +20,7 @@ from typing import Any
 
 import pynetdicom
 from pynetdicom import _config, evt
+from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import N_EVENT_REPORT_RQ
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
@@ -237,9 +238,10 @@ class SteadyTimer(Timer):  # type: ignore[misc]
 class Checkpoint:
     """Where an association's reactor stands still while somebody else waits for an answer.
 
-    pynetdicom's own is an event beside a flag: a reactor that was held up between the two by the system takes the answer
-    away from who waits for it, who then waits for the whole of the timeout. `clear` returns here when the reactor stands
-    still, or has ended.
+    pynetdicom's own is an event beside a flag, `_is_paused`: a reactor that was held up between the two by the system takes
+    the answer away from who waits for it, who then waits for the whole of the timeout; and a thread that serves a report
+    lowers the flag of a reactor that stands still, for which somebody then waits without end. `clear` returns here when the
+    reactor stands still or has ended, and `Steady` asks for no flag.
     """
 
     def __init__(self, assoc: Any) -> None:
@@ -272,8 +274,19 @@ class Checkpoint:
                     raise RuntimeError("the association's reactor does not stop")
                 self._changed.wait(0.02)
         if not self._assoc.is_alive():  # nothing will come any more
-            self._assoc._is_paused = True
             self._assoc.dimse.msg_queue.put((None, None))
+
+
+class Steady(Association):  # type: ignore[misc]
+    """An association whose reactor is paused when its `Checkpoint` has said so."""
+
+    @property
+    def _is_paused(self) -> bool:
+        return True
+
+    @_is_paused.setter
+    def _is_paused(self, value: bool) -> None:
+        """What pynetdicom's threads say of each other."""
 
 
 def _steady(assoc: Any, thread: Any) -> None:
@@ -307,7 +320,7 @@ def limit(assoc: Any, messages: LimitedMessages, *, maximum_pdu_bytes: int, time
     assoc.dul.socket = guarded
     assoc.dul.to_provider_queue = PacedQueue(assoc.dul)
     assoc.dimse = messages
-    assoc._reactor_checkpoint = Checkpoint(assoc)
+    assoc.__class__, assoc._reactor_checkpoint = Steady, Checkpoint(assoc)
     assoc.dul.artim_timer = SteadyTimer(assoc.dul.artim_timer.timeout)
     assoc.dul._idle_timer = SteadyTimer(assoc.dul._idle_timer.timeout)
     for thread in (assoc, assoc.dul):
@@ -316,8 +329,8 @@ def limit(assoc: Any, messages: LimitedMessages, *, maximum_pdu_bytes: int, time
 
 def is_limited(assoc: Any) -> bool:
     """Whether `limit` is in force."""
-    parts = (assoc.dul.socket, CappedSocket), (assoc.dimse, LimitedMessages), (assoc._reactor_checkpoint, Checkpoint)
-    return all(isinstance(part, kind) for part, kind in parts)
+    parts = (assoc, Steady), (assoc.dul.socket, CappedSocket), (assoc.dimse, LimitedMessages)
+    return all(isinstance(part, kind) for part, kind in parts) and isinstance(assoc._reactor_checkpoint, Checkpoint)
 
 
 def prove() -> None:

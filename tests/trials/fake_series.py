@@ -1,16 +1,19 @@
 """Stands in for `qsm-edge run INPUT OUTPUT --json` where a trial needs DICOM results quickly.
 
-    python -m tests.trials.fake_series INPUT OUTPUT SECONDS
+    python -m tests.trials.fake_series INPUT OUTPUT SECONDS [FILL]
 
 A series `chi` whose UIDs follow from the input and whose bytes differ from run to run, as the real one's time of creation
-makes them; half of it is written before and half after SECONDS. It ends with its parent, as the real one does.
+makes them; half of it is written before and half after SECONDS. It ends with its parent, as the real one does. FILL: a file
+that is not there yet, which takes what is left of its disk once all is written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -57,7 +60,18 @@ def main() -> int:
         if number == IMAGES // 2:
             time.sleep(seconds)
     sys.stdout.write(json.dumps({"done": [{"folder": str(folder), "verdict": "good"}], "refused": [], "failed": []}))
+    sys.stdout.flush()
+    if len(sys.argv) > 4 and not Path(sys.argv[4]).exists():
+        fill(Path(sys.argv[4]))
     return 0
+
+
+def fill(path: Path, leave: int = 0) -> None:
+    """Take what is left of a disk but `leave` bytes."""
+    left = shutil.disk_usage(path.parent).free - leave
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while left > 0:
+            left -= file.write(bytes(min(left, 4096)))
 
 
 if __name__ == "__main__":

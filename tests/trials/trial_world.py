@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +21,15 @@ from pathlib import Path
 import pydicom
 import pytest
 
+from qsm_edge import listen
+from qsm_edge.dicom.filemeta import read_file_meta
 from qsm_edge.dicom.identify import hashed
 from qsm_edge.spool import Spool, opened
 from tests.orthanc_server import Orthanc, running
 from tests.spool.spool_world import check_agreement
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 300.0
-BUSY = "Too many associations"
+PATIENCE_S = 150.0
 
 
 def program(name: str) -> str:
@@ -45,14 +48,20 @@ def wait_until(done: Callable[[], object], seconds: float = PATIENCE_S, step_s: 
 
 
 def site_file(
-    folder: Path, port: int, destination: str = "", *, spool: str = "", work: str = "", listen: str = ""
+    folder: Path,
+    port: int,
+    destination: str = "",
+    *,
+    disk: Path | None = None,
+    min_free_mb: int = 0,
+    quiet_s: float = 1.0,
 ) -> Path:
-    """A configuration that waits for little. `destination`: the lines of its table."""
+    """A configuration that waits for little. `destination`: the lines of its table; `disk`: where the spool lies."""
     path = folder / "site.toml"
     path.write_text(
-        f'[spool]\nfolder = "{folder / "spool"}"\nquiet_s = 1.0\nmin_free_mb = 0\n{spool}'
-        f'[listen]\nport = {port}\ncalling_ae_titles = ["SCANNER", "ORTHANC"]\n{listen}'
-        f'[work]\nrecipe = "fast"\nmask = "threshold"\nretry_s = 0.05\nattempts = 10\nmemory_mb = 4000\n{work}'
+        f'[spool]\nfolder = "{(disk or folder) / "spool"}"\nquiet_s = {quiet_s}\nmin_free_mb = {min_free_mb}\n'
+        f'[listen]\nport = {port}\ncalling_ae_titles = ["SCANNER", "ORTHANC"]\n'
+        '[work]\nrecipe = "fast"\nmask = "threshold"\nretry_s = 0.05\nattempts = 10\nmemory_mb = 4000\n'
         '[delivery]\nfirst_retry_s = 0.5\nlongest_retry_s = 2.0\n[log]\nformat = "json"\n'
         + (f'[[destination]]\nname = "pacs"\nhost = "127.0.0.1"\n{destination}' if destination else "")
     )
@@ -99,10 +108,11 @@ class Service:
             return next(int(line.split()[1]) / 1024 for line in status if line.startswith(f"{which}:"))
 
 
-def started(config: Path, seconds: float | None = 0.5) -> Service:
-    """The service with the stand-in for the chain that takes `seconds`, or, None, as it is; it is ready."""
+def started(config: Path, seconds: float | None = 0.5, fill: Path | None = None) -> Service:
+    """The service with the stand-in for the chain that takes `seconds` (and fills the disk), or, None, as it is; ready."""
     module = ["qsm_edge", "serve", "--config"] if seconds is None else ["tests.trials.service"]
     words = [sys.executable, "-m", *module, str(config), *([] if seconds is None else [str(seconds)])]
+    words += [] if fill is None else [str(fill)]
     log = config.with_suffix(".log")
     since = log.stat().st_size if log.exists() else 0
     with log.open("ab") as told:
@@ -123,9 +133,9 @@ def started(config: Path, seconds: float | None = 0.5) -> Service:
 
 
 @contextlib.contextmanager
-def serving(config: Path, seconds: float | None = 0.5) -> Iterator[Service]:
+def serving(config: Path, seconds: float | None = 0.5, fill: Path | None = None) -> Iterator[Service]:
     """A life of the service that ends with the test."""
-    service = started(config, seconds)
+    service = started(config, seconds, fill)
     try:
         yield service
         service.stop()
@@ -182,6 +192,35 @@ def pacs(folder: Path, our_port: int, ports: Sequence[int] = (), more: Mapping[s
     known = {"edge": {"AET": "QSMEDGE", "Host": "127.0.0.1", "Port": our_port}}
     with running(program("Orthanc"), folder, {"DicomModalities": known, **(more or {})}, ports) as server:
         yield server
+
+
+@dataclass
+class Archive:
+    """Our own listener in the place of a PACS: what it was given, each time again, as SOP instance UID and digest."""
+
+    given: list[tuple[str, str]] = field(default_factory=list)
+    answer: Callable[[str], None] = lambda uid: None
+
+    def counts(self) -> Counter[str]:
+        return Counter(uid for uid, _ in self.given)
+
+
+@contextlib.contextmanager
+def archive(folder: Path, port: int, kept: Archive | None = None) -> Iterator[Archive]:
+    """An archive without storage commitment. `answer` may raise what the listener answers with a failure."""
+    kept = Archive() if kept is None else kept
+    folder.mkdir(exist_ok=True)
+
+    def store(part: Path, origin: listen.Origin) -> None:
+        dataset = pydicom.dcmread(part)
+        content = hashlib.sha256(part.read_bytes()[read_file_meta(part).offset :]).hexdigest()
+        kept.answer(dataset.SOPInstanceUID)
+        kept.given.append((str(dataset.SOPInstanceUID), content))
+        part.unlink()
+
+    settings = listen.Settings(port=port, ae_title="PACS", any_calling_ae_title=True)
+    with listen.serve(settings, folder, store, lambda line: None):
+        yield kept
 
 
 def result_series(server: Orthanc, description: str) -> dict[str, list[dict[str, object]]]:
