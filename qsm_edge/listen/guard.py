@@ -218,7 +218,8 @@ class SteadyTimer(Timer):  # type: ignore[misc]
 
     def start(self) -> None:
         """Start anew."""
-        self._start_time, self._end_time = time.monotonic(), None
+        self._start_time: float | None = time.monotonic()
+        self._end_time: float | None = None
 
     def stop(self) -> None:
         """Stand still."""

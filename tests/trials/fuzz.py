@@ -64,7 +64,7 @@ def places(content: bytes) -> list[Place]:
 
 def _places(content: bytes, at: int, end: int) -> Iterator[Place]:
     while at + 8 <= end:
-        group, element, vr, short = struct.unpack_from("<HH2sH", content, at)
+        group, _, vr, short = struct.unpack_from("<HH2sH", content, at)
         if group == 0xFFFE:  # an item, or the end of one
             at += 8
             continue
@@ -214,8 +214,7 @@ def _coded(call) -> str:
     try:
         call()
     except InputRefused as refusal:
-        assert refusal.code in REASONS
-        return refusal.code
+        return {code: code for code in REASONS}[refusal.code]
     return "accepted"
 
 
