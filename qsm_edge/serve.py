@@ -189,7 +189,7 @@ def serve(
                     break
                 stopping.wait(_FULL_TICK_S if state.full else TICK_S)
         finally:
-            with contextlib.suppress(QsmEdgeError):  # what cannot be entered now, the next start puts right
+            with contextlib.suppress(QsmEdgeError, OSError):  # what cannot be entered now, the next start puts right
                 for started in state.working:
                     work.requeue(spool, started, log=log)
                 for job in sorted(state.unentered):
@@ -304,7 +304,7 @@ def _deliver_all(site: Site, spool: Spool, parts: Parts, log: Log) -> None:
     now = time.time()
     for destination in site.destinations:
         sender = parts.senders[destination.name]
-        with contextlib.suppress(ResourceError):  # the ledger has no room: at the next call
+        with contextlib.suppress(ResourceError, OSError):  # the ledger has no room, or is not ours: at the next call
             while deliver.deliver(spool, destination.name, sender, site.delivery, now=now, log=log):
                 pass
 

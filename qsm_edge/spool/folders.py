@@ -54,7 +54,7 @@ def opened(root: Path) -> Iterator[Spool]:
         for state in STATES:
             (root / state).mkdir(exist_ok=True, mode=0o700)
         sync_folder(root)
-    ledger = Ledger(root / _LEDGER)
+        ledger = Ledger(root / _LEDGER)
     try:
         yield Spool(root, ledger)
     finally:
@@ -64,8 +64,10 @@ def opened(root: Path) -> Iterator[Spool]:
 @contextlib.contextmanager
 def serving(root: Path) -> Iterator[None]:
     """Be the only service on a spool; UsageError bad_call where there is another one. The lock ends with the process."""
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (root / _LOCK).open("ab") as lock:
+    with speaking_of_disk(root):
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (root / _LOCK).open("ab")
+    with lock:
         try:
             _lock(lock.fileno())
         except OSError as error:

@@ -6,6 +6,8 @@ One connection serves all threads of a process, one after the other; other proce
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import shutil
 import sqlite3
 import threading
@@ -19,6 +21,13 @@ SCHEMA_VERSION = 1
 _BUSY_S = 60.0
 #: An error of the disk means that it is full where less than this is free.
 _NOTHING_FREE = 1 << 20
+_OF_THE_SYSTEM = {
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+    sqlite3.SQLITE_BUSY: errno.EBUSY,
+    sqlite3.SQLITE_LOCKED: errno.EBUSY,
+}
 
 _SCHEMA = """
 CREATE TABLE instances (
@@ -119,7 +128,7 @@ class Ledger:
 
 @contextlib.contextmanager
 def speaking_of_disk(where: Path) -> Iterator[None]:
-    """Turn SQLite's errors about a full disk into ours."""
+    """Turn SQLite's errors about a full disk into ours, and those about a closed, broken or busy one into the system's."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -127,4 +136,7 @@ def speaking_of_disk(where: Path) -> Iterator[None]:
         free = shutil.disk_usage(where).free
         if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and free < _NOTHING_FREE):
             raise ResourceError("out_of_disk", "there is no room for the ledger", got=f"{free / 1e6:.0f} MB") from error
+        if code in _OF_THE_SYSTEM:
+            number = _OF_THE_SYSTEM[code]
+            raise OSError(number, os.strerror(number)) from error
         raise

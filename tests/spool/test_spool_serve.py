@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -226,3 +228,29 @@ def test_a_reader_that_is_killed_once_looks_again_and_one_that_always_crashes_is
     assert len(list(looks)) == 1
     with opened(once_more.spool.folder) as spool:
         assert states(spool, "findings") == ["refused"]
+
+
+def test_a_ledger_that_somebody_holds_for_too_long_is_waited_for_and_ends_nothing(tmp_path, monkeypatch):
+    """A backup, or a person with a shell: the service goes on when they have finished."""
+    made, stop, archive, told = site(tmp_path, "pacs"), threading.Event(), Archive(), []
+    monkeypatch.setattr("qsm_edge.spool.ledger._BUSY_S", 0.1)
+    service = threading.Thread(
+        target=serve,
+        args=(made, parts(made, pacs=archive)),
+        kwargs=dict(stop=stop, log=lambda *event: told.append(event)),
+    )
+    service.start()
+    try:
+        _until(lambda: "serving" in [event for event, _ in told])
+        with contextlib.closing(sqlite3.connect(made.spool.folder / "ledger.sqlite", isolation_level=None)) as other:
+            with opened(made.spool.folder) as spool:
+                hand_in(spool, contents())
+            other.execute("BEGIN EXCLUSIVE")
+            _until(lambda: [facts for event, facts in told if event == "trouble"])
+            assert service.is_alive()
+            other.execute("ROLLBACK")
+        _until(lambda: len(archive.received) == 3)
+    finally:
+        stop.set()
+        service.join(PATIENCE_S)
+    assert {facts["errno"] for event, facts in told if event == "trouble" and "errno" in facts} == {errno.EBUSY}

@@ -143,3 +143,20 @@ def _sent_digests(spool: Path) -> list[str]:
 
     paths = sorted((spool / "done").rglob("*.dcm"))
     return [hashlib.sha256(path.read_bytes()[read_file_meta(path).offset :]).hexdigest() for path in paths]
+
+
+def test_a_spool_that_cannot_be_written_to_is_told_at_the_start(tmp_path, disk, capsys):
+    from qsm_edge import cli
+
+    config = tmp_path / "site.toml"
+    config.write_text(f'[spool]\nfolder = "{disk / "spool"}"\nquiet_s = 0\nmin_free_mb = 0\n')
+    command = ["serve", "--once", "--config", str(config)]
+    assert cli.main(command) == 0
+    capsys.readouterr()
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    assert cli.main(command) == 2
+    said = capsys.readouterr().err
+    assert "[bad_call]" in said
+    assert "cannot be written to" in said
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    assert cli.main(command) == 0

@@ -52,4 +52,6 @@ def test_nothing_is_refused_and_the_listener_s_memory_is_flat(tmp_path, instance
     with opened(tmp_path / "spool") as spool:
         (row,) = spool.ledger.rows("SELECT COUNT(*) AS n FROM instances WHERE state = 'held'")
         assert row["n"] == instances + 1
-    sys.stdout.write(f"\n{instances} instances over {ASSOCIATIONS} associations: the service grew by {grown_mb:.1f} MB\n")
+    sys.stdout.write(
+        f"\n{instances} instances over {ASSOCIATIONS} associations: the service grew by {grown_mb:.1f} MB\n"
+    )
