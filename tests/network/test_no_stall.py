@@ -136,3 +136,28 @@ def test_a_clock_that_is_set_neither_keeps_nor_ends_an_association(tmp_path, mon
         assert time.monotonic() - begun < 15
         wait_until(lambda: not world.listener._server.connections)
         assert echoes(world.port)
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 200 OK\r\nX-Word: ", b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n"])
+def test_a_server_whose_answer_comes_in_drops_is_given_up(tmp_path, said):
+    (path,) = files(tmp_path / "out", 1)
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drops() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(1 << 20)
+                connection.sendall(said)
+                while not ended.wait(0.1):
+                    connection.sendall(b"a")
+
+        thread = threading.Thread(target=drops, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/dicom-web"
+        begun = time.monotonic()
+        (sent,) = send.send([path], Destination(kind="stow", url=url, answer_timeout_s=1.0))
+        ended.set()
+        assert (sent.outcome, sent.retry) == ("failed", True)
+        assert time.monotonic() - begun < 60
+        thread.join(20)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qsm_edge.spool import opened
+from qsm_edge.spool import Spool, opened
 from tests import dicom_factory
 from tests.orthanc_server import Orthanc, free_ports
 from tests.trials import trial_world as world
@@ -145,16 +145,23 @@ def _await(aim: str, service: Service, night: Night, chance: random.Random) -> N
     """Wait for the moment of a kill: a random one inside what is aimed at, or of the rest of the night."""
     begin, patience = len(night.scanner.acknowledged), 20.0 if night.work_s is not None else 120.0
     wanted, work_s = chance.randrange(1, 12), night.work_s or 8.0
-    moments = {
-        "listener": (lambda: len(night.scanner.acknowledged) >= begin + wanted, 0.05),
-        "worker": (lambda: service.events("started"), work_s),
-        "sender": (lambda: service.events("ended") or service.events("delivery"), 2.5),
-    }
-    condition, spread_s = moments[aim]
     end = time.monotonic() + patience
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
+    with opened(night.spool) as spool:
+        moments = {
+            "listener": (lambda: len(night.scanner.acknowledged) >= begin + wanted, 0.05),
+            "worker": (lambda: service.events("started"), work_s),
+            "sender": (lambda: _is_sending(spool), 0.5),
+        }
+        condition, spread_s = moments[aim]
+        while not condition() and time.monotonic() < end:
+            time.sleep(0.01)
     time.sleep(chance.uniform(0.0, spread_s))
+
+
+def _is_sending(spool: Spool) -> bool:
+    """Whether a delivery was begun and its outcome is not entered."""
+    question = "SELECT 1 FROM deliveries WHERE state = 'pending' AND attempts > 0 AND outcome = '' LIMIT 1"
+    return bool(spool.ledger.rows(question))
 
 
 def _note(service: Service, night: Night) -> None:
@@ -163,8 +170,7 @@ def _note(service: Service, night: Night) -> None:
     night.hit["a reconstruction running"] += bool(service.children("fake_series") or service.children("\0run\0"))
     night.hit["the reader running"] += bool(service.children("\0look\0"))
     with opened(night.spool) as spool:
-        tried = spool.ledger.rows("SELECT 1 FROM deliveries WHERE state = 'pending' AND attempts > 0 LIMIT 1")
-    night.hit["a delivery under way"] += bool(tried)
+        night.hit["a delivery under way"] += _is_sending(spool)
 
 
 def _kill_child(aim: str, service: Service, night: Night, chance: random.Random) -> None:
