@@ -116,11 +116,16 @@ def sync_folder(path: Path) -> None:
 
 def move(source: Path, target: Path) -> None:
     """Rename so that the new name is on the disk when this returns; replaces a file of that name."""
+    sync_folder(place(source, target))
+
+
+def place(source: Path, target: Path) -> Path:
+    """Rename; the new name is on the disk when the folder that is returned has been flushed."""
     if not target.parent.is_dir():
         target.parent.mkdir(mode=0o700, exist_ok=True)
         sync_folder(target.parent.parent)
     os.replace(source, target)
-    sync_folder(target.parent)
+    return target.parent
 
 
 def build(folder: Path, sources: Iterable[Path]) -> None:

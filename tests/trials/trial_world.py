@@ -87,7 +87,10 @@ class Service:
         """Processes below the service with `word` on their command line."""
         found = []
         for task in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
-            for number in task.read_text().split():
+            numbers: list[str] = []
+            with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+                numbers = task.read_text().split()
+            for number in numbers:
                 with contextlib.suppress(OSError):
                     if word.encode() in Path(f"/proc/{number}/cmdline").read_bytes():
                         found.append(int(number))
