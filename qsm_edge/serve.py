@@ -62,6 +62,7 @@ class _State:
     arrivals: dict[str, tuple[int, float]] = field(default_factory=dict)
     files: list[watch.Seen] = field(default_factory=list)
     looked_s: list[float] = field(default_factory=list)
+    crashes: dict[tuple[str, int], tuple[int, float]] = field(default_factory=dict)
     working: list[work.Started] = field(default_factory=list)
     unentered: set[str] = field(default_factory=set)
     moving: list[int] = field(default_factory=list)
@@ -214,7 +215,7 @@ def serve(
                     break
                 stopping.wait(_FULL_TICK_S if state.full else TICK_S)
         finally:
-            with contextlib.suppress(QsmEdgeError):  # what cannot be entered now, the next start puts right
+            with contextlib.suppress(QsmEdgeError, OSError):  # what cannot be entered now, the next start puts right
                 for started in state.working:
                     work.requeue(spool, started, log=log)
                 for job in sorted(state.unentered):
@@ -276,9 +277,18 @@ def _watch(site: Site, spool: Spool, parts: Parts, state: _State, log: Log) -> N
 
 
 def _look(site: Site, spool: Spool, parts: Parts, state: _State, log: Log) -> None:
-    for study in complete.quiet(spool, state.arrivals, site.spool.quiet_s, time.monotonic()):
+    due = complete.quiet(spool, state.arrivals, site.spool.quiet_s, time.monotonic())
+    keys = {(study, arrivals) for study, (arrivals, _) in state.arrivals.items()}
+    state.crashes = {key: told for key, told in state.crashes.items() if key in keys}
+    for study in due:
+        key = study, state.arrivals[study][0]
+        tries, not_before_s = state.crashes.get(key, (0, 0.0))
+        if time.monotonic() < not_before_s:
+            continue
         parts.board.beat("look")  # each look has its time
-        complete.look(spool, study, parts.read, log=log)
+        last = tries + 1 >= site.work.attempts
+        if not complete.look(spool, study, parts.read, last_try=last, log=log):
+            state.crashes[key] = tries + 1, time.monotonic() + site.work.retry_s * 2 ** min(tries, 16)
 
 
 def _finish(site: Site, spool: Spool, parts: Parts, state: _State, log: Log) -> None:
@@ -324,7 +334,7 @@ def _deliver_all(site: Site, spool: Spool, parts: Parts, log: Log) -> None:
     now = time.time()
     for destination in site.destinations:
         sender = parts.senders[destination.name]
-        with contextlib.suppress(ResourceError):  # the ledger has no room: at the next call
+        with contextlib.suppress(ResourceError, OSError):  # the ledger has no room, or is not ours: at the next call
             while deliver.deliver(spool, destination.name, sender, site.delivery, now=now, log=log):
                 pass
 

@@ -18,9 +18,10 @@ Whether the joined images are complete is another question (`grid`).
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from qsm_edge.dicom.records import IMAGINARY, MAGNITUDE, PHASE, REAL, Image
 from qsm_edge.dicom.vendors import VENDORS_BY_NAME
@@ -47,10 +48,14 @@ class Unit:
     def components(self) -> frozenset[str]:
         return frozenset(image.component for image in self.images)
 
-    @property
+    @cached_property
     def reference(self) -> Image:
-        """An image whose header is whole, if there is one."""
-        return next((image for image in self.images if image.fault is None), self.images[0])
+        """An image that most of the others are like, its header whole, if there is one: one stray that happens to come first
+        would speak for all."""
+        sound = [image for image in self.images if image.fault is None] or [*self.images]
+        votes = Counter(map(_looks, sound))
+        chosen = max(votes, key=lambda look: (votes[look], look))
+        return next(image for image in sound if _looks(image) == chosen)
 
     @property
     def cells(self) -> frozenset[tuple[str, float | None]]:
@@ -82,6 +87,11 @@ class Unit:
     @property
     def paired(self) -> bool:
         return complete_pair(self.components) is not None
+
+
+def _looks(image: Image) -> tuple[int, int, tuple[float, ...]]:
+    """Size and direction, as far as they need to be told apart for a vote."""
+    return image.file.rows, image.file.columns, tuple(round(v, 2) for v in image.orientation)
 
 
 def complete_pair(components: Iterable[str], prefer: str = MAGNITUDE + PHASE) -> str | None:

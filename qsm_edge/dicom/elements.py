@@ -68,8 +68,11 @@ class Elements:
             if mark != _ITEM:
                 break
             start = position + 8
-            item = read_elements(self.content, start, end if size == UNDEFINED else start + size, implicit, depth=1)
-            position = item.end if size == UNDEFINED else start + size
+            stop = end if size == UNDEFINED else start + size
+            if stop > end:  # its elements would be looked for beyond the sequence, and beyond the file
+                raise Short
+            item = read_elements(self.content, start, stop, implicit, depth=1)
+            position = item.end if size == UNDEFINED else stop
             out.append(item)
         return out
 

@@ -20,11 +20,13 @@ from typing import Any
 
 import pynetdicom
 from pynetdicom import _config, evt
+from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import N_EVENT_REPORT_RQ
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import A_P_ABORT, P_DATA
+from pynetdicom.timer import Timer
 from pynetdicom.transport import AssociationSocket
 
 from qsm_edge.errors import InternalError
@@ -38,6 +40,8 @@ MAX_WAITING_MESSAGES, MAX_WAITING_PDUS = 16, 32
 #: Where a peer takes PDUs of any length.
 SENT_PDU_BYTES = 128 << 10
 
+#: How long a reactor may take to stand still: it does so every millisecond, unless the machine is starved.
+_STOP_S = 30.0
 _ASSOCIATE, _DATA, _SHORT = (0x01, 0x02), 0x04, (0x03, 0x05, 0x06, 0x07)
 _ABORT = bytes((0x07, 0, 0, 0, 0, 4, 0, 0, 2, 6))  # by the service provider: invalid PDU parameter
 _INVALID = "Evt19"
@@ -56,6 +60,9 @@ class CappedSocket(AssociationSocket):  # type: ignore[misc]
     def __init__(self, plain: AssociationSocket, *, maximum_pdu_bytes: int, timeout_s: float) -> None:
         self.__dict__.update(plain.__dict__)  # a second construction would announce the connection twice
         self._maximum_pdu_bytes, self._timeout_s = maximum_pdu_bytes, timeout_s
+        with contextlib.suppress(OSError, AttributeError):
+            # a command and its dataset are two sends: the second would wait for the peer's delayed acknowledgement
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._deadline_s, self._inside_pdu = 0.0, False
 
     def recv(self, nr_bytes: int) -> bytearray:
@@ -95,11 +102,17 @@ class CappedSocket(AssociationSocket):  # type: ignore[misc]
         return bytearray(view[:got]) if got < nr_bytes else content
 
     def send(self, bytestream: bytes) -> None:
-        """As of the base class, but a peer that takes nothing for `timeout_s` has left."""
-        if self.socket is not None:
-            with contextlib.suppress(OSError):
-                self.socket.settimeout(self._timeout_s)
-        super().send(bytestream)
+        """Send a PDU; a peer that has not taken it all within `timeout_s` has left."""
+        left, deadline_s = memoryview(bytestream), time.monotonic() + self._timeout_s
+        try:
+            while left:
+                connection, left_s = self.socket, deadline_s - time.monotonic()
+                if connection is None or left_s <= 0:
+                    raise TimeoutError("the PDU was not taken in time")
+                connection.settimeout(left_s)
+                left = left[connection.send(left) :]
+        except (OSError, ValueError):
+            self.event_queue.put("Evt17")  # the transport connection is closed
 
     def _shutdown_socket(self) -> None:
         """As of the base class, which does not close a connection that cannot be shut down."""
@@ -200,9 +213,87 @@ class PacedQueue(queue.Queue[Any]):
         super().put(item, block, timeout)
 
 
+class SteadyTimer(Timer):  # type: ignore[misc]
+    """pynetdicom's timer by the clock that nobody sets: one that was set back would keep a dead peer's place for as long."""
+
+    def start(self) -> None:
+        """Start anew."""
+        self._start_time: float | None = time.monotonic()
+        self._end_time: float | None = None
+
+    def stop(self) -> None:
+        """Stand still."""
+        self._end_time = time.monotonic()
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until it expires; 1 where it never does."""
+        if self.timeout is None:
+            return 1.0
+        if self._start_time is None:
+            return float(self.timeout)
+        end = time.monotonic() if self._end_time is None else self._end_time
+        return float(self.timeout - (end - self._start_time))
+
+
+class Checkpoint:
+    """Where an association's reactor stands still while somebody else waits for an answer.
+
+    pynetdicom's own is an event beside a flag, `_is_paused`: a reactor that was held up between the two by the system takes
+    the answer away from who waits for it, who then waits for the whole of the timeout; and a thread that serves a report
+    lowers the flag of a reactor that stands still, for which somebody then waits without end. `clear` returns here when the
+    reactor stands still or has ended, and `Steady` asks for no flag.
+    """
+
+    def __init__(self, assoc: Any) -> None:
+        self._assoc, self._changed = assoc, threading.Condition()
+        self._open, self._standing = True, False
+
+    def set(self) -> None:
+        """Let the reactor go on."""
+        with self._changed:
+            self._open = True
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Called by the reactor in every round: stand still here until it may go on."""
+        with self._changed:
+            self._standing = not self._open
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._open)
+            self._standing = False
+
+    def clear(self) -> None:
+        """Stop the reactor. RuntimeError where it does not stop in time, so that nobody waits for it without end."""
+        with self._changed:
+            self._open = False
+            if threading.current_thread() is self._assoc:
+                return
+            deadline_s = time.monotonic() + _STOP_S
+            while not self._standing and self._assoc.is_alive():
+                if time.monotonic() > deadline_s:
+                    raise RuntimeError("the association's reactor does not stop")
+                self._changed.wait(0.02)
+        if not self._assoc.is_alive():  # nothing will come any more
+            self._assoc.dimse.msg_queue.put((None, None))
+
+
+class Steady(Association):  # type: ignore[misc]
+    """An association whose reactor is paused when its `Checkpoint` has said so."""
+
+    @property
+    def _is_paused(self) -> bool:
+        return True
+
+    @_is_paused.setter
+    def _is_paused(self, value: bool) -> None:
+        """What pynetdicom's threads say of each other."""
+
+
 def _steady(assoc: Any, thread: Any) -> None:
     """Have a thread of pynetdicom end its association where an exception would end the thread: a peer can bring that about
-    (data before the association is accepted), and nobody would close the connection then."""
+    (data before the association is accepted), and nobody would close the connection then. Whatever ends the one that reads,
+    who waits for an answer hears of it."""
     run = thread.run
 
     def steady() -> None:
@@ -212,11 +303,14 @@ def _steady(assoc: Any, thread: Any) -> None:
             negotiated = assoc.dul.state_machine.current_state not in ("Sta1", "Sta2")
             assoc.dul.kill_dul()
             assoc.dul.socket.hang_up()
-            assoc.dimse.msg_queue.put((None, None))
-            if negotiated and thread is assoc.dul:
+            if thread is not assoc.dul:
+                assoc.dimse.msg_queue.put((None, None))
+            elif negotiated:
                 end = A_P_ABORT()
                 end.provider_reason = 0
                 assoc.dul.to_user_queue.put(end)
+        if thread is assoc.dul:
+            assoc.dimse.msg_queue.put((None, None))
 
     thread.run = steady
 
@@ -227,13 +321,17 @@ def limit(assoc: Any, messages: LimitedMessages, *, maximum_pdu_bytes: int, time
     assoc.dul.socket = guarded
     assoc.dul.to_provider_queue = PacedQueue(assoc.dul)
     assoc.dimse = messages
+    assoc.__class__, assoc._reactor_checkpoint = Steady, Checkpoint(assoc)
+    assoc.dul.artim_timer = SteadyTimer(assoc.dul.artim_timer.timeout)
+    assoc.dul._idle_timer = SteadyTimer(assoc.dul._idle_timer.timeout)
     for thread in (assoc, assoc.dul):
         _steady(assoc, thread)
 
 
 def is_limited(assoc: Any) -> bool:
     """Whether `limit` is in force."""
-    return isinstance(assoc.dul.socket, CappedSocket) and isinstance(assoc.dimse, LimitedMessages)
+    parts = (assoc, Steady), (assoc.dul.socket, CappedSocket), (assoc.dimse, LimitedMessages)
+    return all(isinstance(part, kind) for part, kind in parts) and isinstance(assoc._reactor_checkpoint, Checkpoint)
 
 
 def prove() -> None:

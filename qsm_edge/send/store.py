@@ -181,6 +181,8 @@ def _one(assoc: Any, path: Path, meta: FileMeta, number: int, wanted: Sequence[t
         if isinstance(error, OSError):
             assoc.abort()  # a part of the file may be on its way
             return Sent(path, FAILED, "unreadable_file", retry=True)
+        if isinstance(error, RuntimeError):  # the association ended under our hands, or stands still
+            return Sent(path, FAILED, _NO_ANSWER, retry=True)
         return Sent(path, FAILED, f"not sent: {type(error).__name__}", retry=True)
     if path.stat().st_size != meta.size:
         return Sent(path, FAILED, "the file has changed while it was sent", retry=True)

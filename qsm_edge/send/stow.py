@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import socket
 import ssl
+import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -149,10 +151,31 @@ def _post(batch: Sequence[Item], destination: Destination, token: str, context: 
             connection.sock.settimeout(destination.answer_timeout_s)
             with contextlib.suppress(ConnectionError):  # a server may have answered before it took everything
                 connection.request("POST", f"{url.path.rstrip('/')}/studies", body=iter(body), headers=headers)
-            response = connection.getresponse()
-            return _answer(response.status, response.getheader("Content-Type") or "", response.read(MAX_ANSWER_BYTES))
+            with _within(connection.sock, destination.answer_timeout_s) as late:
+                response = connection.getresponse()
+                kind, content = response.getheader("Content-Type") or "", response.read(MAX_ANSWER_BYTES)
+            return None if late.is_set() else _answer(response.status, kind, content)
         except (OSError, http.client.HTTPException):
             return None
+
+
+@contextlib.contextmanager
+def _within(connection: socket.socket, seconds: float) -> Iterator[threading.Event]:
+    """Hang up after `seconds`: an answer that comes in drops passes every timeout of a single read."""
+    late = threading.Event()
+
+    def hang_up() -> None:
+        late.set()
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)  # under TLS, too, and the reader keeps its state
+
+    watch = threading.Timer(seconds, hang_up)
+    watch.daemon = True
+    watch.start()
+    try:
+        yield late
+    finally:
+        watch.cancel()
 
 
 def _answer(status: int, kind: str, content: bytes) -> Answer:

@@ -42,7 +42,7 @@ class Job:
 def reader(limits: child.Limits, recipe: str, overrides: Sequence[str]) -> Reader:
     """The reader in a child, which also estimates the memory that `recipe` takes.
 
-    One that crashes or does not come to an end has refused all of the study, until the next arrival.
+    One that does not come to an end, or crashes at its last try, has refused all of the study, until the next arrival.
     """
     return lambda folder: _read(child.command(limits, "look", str(folder), recipe, *overrides), limits)
 
@@ -66,12 +66,19 @@ def quiet(spool: Spool, seen: dict[str, tuple[int, float]], quiet_s: float, cloc
     return due
 
 
-def look(spool: Spool, study: str, read: Reader, *, log: Log = silent) -> bool:
-    """Have the reader look at a study and enter what it says; False where more arrived meanwhile and nothing was entered."""
+def look(spool: Spool, study: str, read: Reader, *, last_try: bool = True, log: Log = silent) -> bool:
+    """Have the reader look at a study and enter what it says; False where nothing was entered: more arrived meanwhile.
+
+    last_try : without it, nothing is entered of a reader that crashed, either. It may have been killed for the memory of
+    its neighbours, and what it would have said is not known.
+    """
     (row,) = spool.ledger.rows("SELECT arrivals FROM studies WHERE study = ?", (study,))
     found = read(spool.folder("held") / study)
     if free_bytes(spool.root) < NOTHING_FREE:
         raise ResourceError("out_of_disk", "there is no room to look at a study")
+    if found.get("crashed") and not last_try:
+        log("looked", {"study": study, "jobs": 0, "superseded": 0, "refused": "crashed"})
+        return False
     held = spool.ledger.rows("SELECT name, sop, series FROM instances WHERE study = ? AND state = 'held'", (study,))
     series_of = {one["name"]: str(one["series"]) for one in held}
     jobs = jobs_of(found["acquisitions"], series_of)
@@ -111,7 +118,7 @@ def _read(words: Sequence[str], limits: child.Limits) -> Mapping[str, Any]:
             code = "internal"
     text = f"the reader could not look at the study: {REASONS[code]}"
     refused = {"code": code, "text": text, "series": "", "names": []}
-    return {"acquisitions": [], "refused": [refused], "ignored": [], "crashed": True}
+    return {"acquisitions": [], "refused": [refused], "ignored": [], "crashed": code == "internal", "unknown": True}
 
 
 def jobs_of(acquisitions: Iterable[Mapping[str, Any]], series_of: Mapping[str, str]) -> list[Job]:
@@ -148,7 +155,7 @@ def _enter(
     _enter_findings(db, study, found["refused"], series_of, now)
     for job in jobs:
         _enter_job(db, study, job, now)
-    return [] if found.get("crashed") else _supersede(db, study, jobs, now)
+    return [] if found.get("unknown") else _supersede(db, study, jobs, now)
 
 
 def _enter_findings(

@@ -54,7 +54,7 @@ def opened(root: Path) -> Iterator[Spool]:
         for state in STATES:
             (root / state).mkdir(exist_ok=True, mode=0o700)
         sync_folder(root)
-    ledger = Ledger(root / LEDGER)
+        ledger = Ledger(root / LEDGER)
     try:
         yield Spool(root, ledger)
     finally:
@@ -64,8 +64,10 @@ def opened(root: Path) -> Iterator[Spool]:
 @contextlib.contextmanager
 def serving(root: Path) -> Iterator[None]:
     """Be the only service on a spool; UsageError bad_call where there is another one. The lock ends with the process."""
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (root / _LOCK).open("ab") as lock:
+    with speaking_of_disk(root):
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (root / _LOCK).open("ab")
+    with lock:
         try:
             _lock(lock.fileno())
         except OSError as error:
@@ -114,11 +116,16 @@ def sync_folder(path: Path) -> None:
 
 def move(source: Path, target: Path) -> None:
     """Rename so that the new name is on the disk when this returns; replaces a file of that name."""
+    sync_folder(place(source, target))
+
+
+def place(source: Path, target: Path) -> Path:
+    """Rename; the new name is on the disk when the folder that is returned has been flushed."""
     if not target.parent.is_dir():
         target.parent.mkdir(mode=0o700, exist_ok=True)
         sync_folder(target.parent.parent)
     os.replace(source, target)
-    sync_folder(target.parent)
+    return target.parent
 
 
 def build(folder: Path, sources: Iterable[Path]) -> None:

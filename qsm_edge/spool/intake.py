@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import sqlite3
 import time
 from pathlib import Path
 
 from qsm_edge.errors import InputRefused, ResourceError
-from qsm_edge.spool.folders import PART, Spool, free_bytes, move, speaking_of_disk, sync_folder
+from qsm_edge.spool.folders import PART, Spool, free_bytes, place, speaking_of_disk, sync_folder
 from qsm_edge.spool.log import Log, Origin, silent
 
 CONTENT_DIGITS = 16
@@ -89,21 +90,27 @@ def enter(
     """Move `part` to its place and enter it; returns `held`, or `duplicate` where it was there already.
 
     The move is inside the transaction, so that a purge of an earlier copy cannot come in between. Where the ledger then
-    has no room, the file stays without an entry, and `recover` adopts it.
+    has no room, the file stays without an entry, and `recover` adopts it. Several doors share a transaction: what comes
+    over several associations at once is flushed to the disk together.
     """
-    with spool.ledger.transaction() as db:
-        if part is not None:
-            move(part, spool.instance(row[3], row[0]))
+    outcomes = ["held"]
+
+    def act(db: sqlite3.Connection) -> Path | None:
+        folder = None if part is None else place(part, spool.instance(row[3], row[0]))
         known = db.execute("SELECT state FROM instances WHERE name = ?", row[:1]).fetchone()
         if known is not None and known["state"] == "held":
-            return "duplicate"
+            outcomes[0] = "duplicate"
+            return folder
         db.execute(f"INSERT OR REPLACE INTO instances VALUES ({','.join('?' * 13)})", (*row, "held", "", *origin))
         db.execute(
             "INSERT INTO studies (study, arrivals, received_s) VALUES (?, 1, ?) "
             "ON CONFLICT (study) DO UPDATE SET arrivals = arrivals + 1, received_s = excluded.received_s",
             (row[3], origin[3]),
         )
-    return "held"
+        return folder
+
+    spool.ledger.together(act)
+    return outcomes[0]
 
 
 def adopt(spool: Spool, path: Path, max_bytes: int = MAX_INSTANCE_BYTES) -> bool:

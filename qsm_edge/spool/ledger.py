@@ -6,19 +6,30 @@ One connection serves all threads of a process, one after the other; other proce
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qsm_edge.errors import ResourceError, UsageError
+from qsm_edge.publish import sync_file
 
 SCHEMA_VERSION = 1
 _BUSY_S = 60.0
 #: An error of the disk means that it is full where less than this is free.
 _NOTHING_FREE = 1 << 20
+_OF_THE_SYSTEM = {
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+    sqlite3.SQLITE_BUSY: errno.EBUSY,
+    sqlite3.SQLITE_LOCKED: errno.EBUSY,
+}
 
 _SCHEMA = """
 CREATE TABLE instances (
@@ -65,12 +76,23 @@ CREATE TABLE watched (
 """
 
 
+@dataclass
+class _Turn:
+    """What one thread wants done in a transaction that others share."""
+
+    act: Callable[[sqlite3.Connection], Path | None]
+    error: BaseException | None = None
+    over: bool = False
+
+
 class Ledger:
-    """An open ledger. Use `transaction` to change it and `rows` to ask it."""
+    """An open ledger. Use `transaction` to change it, `together` where many threads do, and `rows` to ask it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
+        self._turns: list[_Turn] = []
+        self._turns_lock = threading.Lock()
         with speaking_of_disk(path.parent):
             self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
             try:
@@ -106,6 +128,48 @@ class Ledger:
                     self._db.execute("ROLLBACK")
                 raise
 
+    def together(self, act: Callable[[sqlite3.Connection], Path | None]) -> None:
+        """A transaction for all threads that wait for one at this moment: one flush to the disk serves them all.
+
+        act : done for each, in the order of their coming; the folder that it returns is flushed before the commit. Where
+        it raises, what it did to the ledger is undone, and the others' is not; where the commit fails, all of them raise.
+        """
+        mine = _Turn(act)
+        with self._turns_lock:
+            self._turns.append(mine)
+        with self._lock:
+            if not mine.over:  # else somebody who was here before us has done it
+                with self._turns_lock:
+                    turns, self._turns = self._turns, []
+                self._take(turns)
+        if mine.error is not None:
+            raise mine.error
+
+    def _take(self, turns: Sequence[_Turn]) -> None:
+        try:
+            with self.transaction() as db:
+                folders = {self._one(db, turn) for turn in turns}
+                for folder in folders:
+                    if folder is not None and os.name != "nt":  # where a folder cannot be flushed
+                        sync_file(folder)
+        except BaseException as error:
+            for turn in turns:
+                turn.error = turn.error or error
+        finally:
+            for turn in turns:
+                turn.over = True
+
+    def _one(self, db: sqlite3.Connection, turn: _Turn) -> Path | None:
+        db.execute("SAVEPOINT turn")
+        folder = None
+        try:
+            folder = turn.act(db)
+        except Exception as error:
+            turn.error = error
+            db.execute("ROLLBACK TO turn")  # raises where a full disk has undone all of the transaction
+        db.execute("RELEASE turn")
+        return folder
+
     def rows(self, question: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """The answer to one SELECT."""
         with self._lock, speaking_of_disk(self.path.parent):
@@ -119,7 +183,7 @@ class Ledger:
 
 @contextlib.contextmanager
 def speaking_of_disk(where: Path) -> Iterator[None]:
-    """Turn SQLite's errors about a full disk into ours."""
+    """Turn SQLite's errors about a full disk into ours, and those about a closed, broken or busy one into the system's."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -127,4 +191,7 @@ def speaking_of_disk(where: Path) -> Iterator[None]:
         free = shutil.disk_usage(where).free
         if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and free < _NOTHING_FREE):
             raise ResourceError("out_of_disk", "there is no room for the ledger", got=f"{free / 1e6:.0f} MB") from error
+        if code in _OF_THE_SYSTEM:
+            number = _OF_THE_SYSTEM[code]
+            raise OSError(number, os.strerror(number)) from error
         raise

@@ -243,6 +243,15 @@ def test_refused_with_its_reason(tmp_path, good, name):
     assert look(folder) == Seen(1, (code,), ())
 
 
+@pytest.mark.parametrize("name", ["one slice of another orientation", "phase beside the slices", "uneven gaps"])
+def test_the_reason_does_not_hang_on_which_file_comes_first(tmp_path, name):
+    code, change = CHANGES[name]
+    datasets = change(factory.scan("siemens_classic", name="bad"))
+    for first in range(len(datasets)):
+        folder = factory.write(datasets[first:] + datasets[:first], tmp_path / f"{first}")
+        assert look(folder) == Seen(0, (code,), ())
+
+
 def test_a_single_series_is_asked_for_and_refused(tmp_path):
     folder = factory.write(factory.without(factory.scan("siemens_classic"), echo=1), tmp_path / "in")
     with pytest.raises(InputRefused) as refusal:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import sqlite3
+import threading
+import time
 
 import pytest
 
@@ -209,3 +212,59 @@ def test_a_folder_is_built_whole_or_not_at_all(tmp_path):
 def test_the_spool_is_private_to_its_user(tmp_path):
     with opened(tmp_path / "spool") as spool:
         assert {path.stat().st_mode & 0o077 for path in (spool.root, *map(spool.folder, ("held", "done")))} == {0}
+
+
+def _at_once(ledger, acts) -> list[BaseException | None]:
+    """Have every act wait for the ledger at the same time; returns what each of them raised."""
+    told: list[BaseException | None] = [None] * len(acts)
+
+    def call(number: int) -> None:
+        try:
+            ledger.together(acts[number])
+        except Exception as error:
+            told[number] = error
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(len(acts))]
+    with ledger._lock:
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + 60
+        while len(ledger._turns) < len(acts):
+            assert time.monotonic() < end
+            time.sleep(0.001)
+    for thread in threads:
+        thread.join(60)
+    return told
+
+
+def _remembering(name: str, folder, fails: bool = False):
+    def act(db):
+        db.execute("INSERT INTO watched VALUES (?, 1, 1, '')", (name,))
+        if fails:
+            raise OSError(errno.ENOSPC, "no room for this one")
+        return folder
+
+    return act
+
+
+def test_who_waits_together_shares_one_flush_and_an_act_that_fails_undoes_nobody_else_s(tmp_path):
+    with opened(tmp_path) as spool:
+        said: list[str] = []
+        spool.ledger._db.set_trace_callback(said.append)
+        acts = [_remembering(f"{n}", spool.folder("held"), fails=n == 2) for n in range(5)]
+        told = _at_once(spool.ledger, acts)
+        assert said.count("COMMIT") == 1
+        assert [type(error) for error in told] == [type(None), type(None), OSError, type(None), type(None)]
+    with opened(tmp_path) as spool:
+        kept = {row["file"] for row in spool.ledger.rows("SELECT file FROM watched")}
+        assert kept == {"0", "1", "3", "4"}
+
+
+def test_where_the_shared_flush_fails_nobody_is_told_that_it_did_not(tmp_path):
+    with opened(tmp_path) as spool:
+        acts = [_remembering(f"{n}", spool.root / "gone" if n == 1 else None) for n in range(3)]
+        told = _at_once(spool.ledger, acts)
+        assert [type(error) for error in told] == [FileNotFoundError] * 3
+        assert spool.ledger.rows("SELECT file FROM watched") == []
+        spool.ledger.together(_remembering("after", None))
+        assert len(spool.ledger.rows("SELECT file FROM watched")) == 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -200,3 +202,55 @@ def test_a_ledger_without_room_for_the_results_loses_the_run_and_not_the_job(tmp
     with opened(made.spool.folder) as spool:
         assert states(spool) == ["done"]
         check_agreement(spool)
+
+
+def test_a_reader_that_is_killed_once_looks_again_and_one_that_always_crashes_is_a_finding(tmp_path):
+    """It may have died for its neighbours' memory; nobody is there at night to ask for another look."""
+    made, told = site(tmp_path), []
+    with opened(made.spool.folder) as spool:
+        hand_in(spool, contents())
+    killed = {"acquisitions": [], "refused": [], "ignored": [], "crashed": True, "unknown": True}
+    answers = iter([killed])
+    its_parts = parts(made)
+    its_parts = replace(its_parts, read=lambda folder, honest=its_parts.read: next(answers, None) or honest(folder))
+    assert serve(made, its_parts, once=True, log=lambda *event: told.append(event)) == 0
+    looks = [facts["refused"] for event, facts in told if event == "looked"]
+    assert looks == ["crashed", "nothing"]
+    with opened(made.spool.folder) as spool:
+        assert (states(spool), states(spool, "findings")) == (["done"], [])
+
+    once_more = replace(site(tmp_path / "other"), work=Work(attempts=3, retry_s=0.0))
+    with opened(once_more.spool.folder) as spool:
+        hand_in(spool, contents())
+    crashed = [{**killed, "refused": [{"code": "internal", "text": "", "series": "", "names": []}]}] * 4
+    looks = iter(crashed)
+    assert serve(once_more, replace(parts(once_more), read=lambda folder: next(looks)), once=True) == 3
+    assert len(list(looks)) == 1
+    with opened(once_more.spool.folder) as spool:
+        assert states(spool, "findings") == ["refused"]
+
+
+def test_a_ledger_that_somebody_holds_for_too_long_is_waited_for_and_ends_nothing(tmp_path, monkeypatch):
+    """A backup, or a person with a shell: the service goes on when they have finished."""
+    made, stop, archive, told = site(tmp_path, "pacs"), threading.Event(), Archive(), []
+    monkeypatch.setattr("qsm_edge.spool.ledger._BUSY_S", 0.1)
+    service = threading.Thread(
+        target=serve,
+        args=(made, parts(made, pacs=archive)),
+        kwargs=dict(stop=stop, log=lambda *event: told.append(event)),
+    )
+    service.start()
+    try:
+        _until(lambda: "serving" in [event for event, _ in told])
+        with contextlib.closing(sqlite3.connect(made.spool.folder / "ledger.sqlite", isolation_level=None)) as other:
+            with opened(made.spool.folder) as spool:
+                hand_in(spool, contents())
+            other.execute("BEGIN EXCLUSIVE")
+            _until(lambda: [facts for event, facts in told if event == "trouble"])
+            assert service.is_alive()
+            other.execute("ROLLBACK")
+        _until(lambda: len(archive.received) == 3)
+    finally:
+        stop.set()
+        service.join(PATIENCE_S)
+    assert {facts["errno"] for event, facts in told if event == "trouble" and "errno" in facts} == {errno.EBUSY}
