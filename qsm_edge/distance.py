@@ -65,7 +65,8 @@ def _limited(inside: np.ndarray, voxel_mm: tuple[float, float, float], limit_mm:
         for y in range(inside.shape[1]):
             squares[:, y] = _least(np.ascontiguousarray(squares[:, y]), voxel_mm[0], reach[0])
     squares[squares > limit_mm**2 * (1 + 1e-6)] = np.inf
-    return np.sqrt(squares).astype(np.float32)
+    distance: np.ndarray = np.sqrt(squares).astype(np.float32)
+    return distance
 
 
 def _least(squares: np.ndarray, voxel_mm: float, reach: int) -> np.ndarray:
