@@ -23,6 +23,8 @@ import numpy as np
 from bench.run import CASES, HERE, prepared
 from qsm_edge import backend, cli, fft, pipeline
 
+#: The functions of `fft` that transform a volume.
+TRANSFORMS = ("rfftn", "irfftn", "rfftn_near", "irfftn_near")
 TIMES = 5  # a transform is timed; the quickest counts
 
 
@@ -60,7 +62,8 @@ class Seen:
 
     def __enter__(self) -> Seen:
         self._replace(pipeline, "run_stage", self._staged(pipeline.run_stage))
-        for name, function in (("rfftn", fft.rfftn), ("irfftn", fft.irfftn)):
+        for name in TRANSFORMS:
+            function = getattr(fft, name)
             counting = self._counted(name, function)
             for module in [m for key, m in sys.modules.items() if key.startswith("qsm_edge")]:
                 if getattr(module, name, None) is function:
@@ -96,10 +99,10 @@ class Seen:
             cupy.cuda.Device().synchronize()
 
     def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def counting(x: Any, shape: Any = None) -> Any:
-            size = tuple(shape) if shape is not None else tuple(x.shape)
+        def counting(x: Any, *shapes: Any) -> Any:
+            size = tuple(shapes[0]) if shapes and shapes[0] is not None else tuple(x.shape)
             self.transforms.setdefault(self.stage, Counter())[name, size] += 1
-            return function(x, shape) if shape is not None else function(x)
+            return function(x, *shapes)
 
         return counting
 
@@ -117,7 +120,8 @@ class Seen:
         return [*lines, f"| all | {wall:.2f} | {sum(sum(c.values()) for c in self.transforms.values())} | | |"]
 
     def _floor(self, name: str, size: tuple[int, ...]) -> float:
-        """Seconds of one transform by itself."""
+        """Seconds of one transform by itself; of one of a corner, where some lines are left out, those of the whole."""
+        name = name.removesuffix("_near")
         volume = backend.to_device(np.random.default_rng(0).standard_normal(size, dtype=np.float32), self.device)
         best = float("inf")
         for _ in range(TIMES):

@@ -55,6 +55,16 @@ def to_host(x: Array) -> np.ndarray:
     return np.asarray(x.to_device(host))
 
 
+def median(values: Array) -> float:
+    """The middle value of a line of numbers (the upper one of two), 0 of none."""
+    middle = values.shape[0] // 2
+    if not values.shape[0]:
+        return 0.0
+    if is_numpy(values):  # the standard has sorting alone, which takes ten times as long
+        return float(np.partition(values, middle)[middle])
+    return float(namespace(values).sort(values)[middle])
+
+
 def like(host: np.ndarray, reference: Array) -> Array:
     """A host array, moved to where `reference` lives."""
     if is_numpy(reference):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qsm_edge.backend import namespace
-from qsm_edge.distance import depth_mm
-from qsm_edge.solvers import forward_difference
+from qsm_edge.backend import median, namespace
+from qsm_edge.distance import shallow_mm
+from qsm_edge.solvers import neighbours
 from qsm_edge.types import Array, Geometry
 
 
@@ -40,74 +40,54 @@ def anatomy(
     """
     xp = namespace(magnitude)
     inside = xp.astype(mask, xp.float32)
-    total = sum(magnitude[e, ...] ** 2 for e in range(magnitude.shape[0]))
+    total = magnitude[0, ...] ** 2
+    for echo in range(1, magnitude.shape[0]):
+        total += magnitude[echo, ...] ** 2
     images = [0.5 * xp.log(xp.maximum(total, xp.full_like(total, 1e-12)))]
     if r2star_per_s is not None:
         images.append(r2star_per_s)
-    images = [_smoothed(image, inside, geometry, smooth_mm) for image in images]
+    # A voxel inside keeps a third of its own along each axis at least; outside, what the share is does not matter.
+    share = xp.maximum(_blurred(inside, geometry, smooth_mm), xp.full_like(inside, 0.01))
+    images = [_blurred(image * inside, geometry, smooth_mm) / share * inside for image in images]
     known = mask & (weight >= weight_limit)
-    deep = depth_mm(mask, geometry) >= depth_limit_mm
-    shares = []
+    deep = shallow_mm(mask, geometry, depth_limit_mm) >= depth_limit_mm
+    shares = xp.zeros((3, *mask.shape), dtype=xp.float32, device=mask.device)
     for axis in range(3):
-        both = _both(mask, axis)
-        tissue = both & deep & (known | xp.roll(known, -1, axis=axis))
-        excess = xp.zeros_like(inside)
+        first, second = neighbours(axis)
+        both = mask[first] & mask[second]
+        tissue = both & deep[first] & (known[first] | known[second])
+        excess = xp.ones_like(inside[first])
         for image in images:
-            step = xp.abs(forward_difference(image, axis, 1.0))
-            excess = excess + (step / max(step_limit * _median(step[tissue]), 1e-12)) ** 2
-        share = xp.maximum(1 / (1 + excess), xp.full_like(excess, smallest))
-        full = xp.astype(both, xp.float32)
-        shares.append(xp.where(tissue, share, full))
-    return xp.stack(shares)
+            step = xp.abs(image[second] - image[first])
+            step *= 1 / max(step_limit * median(step[tissue]), 1e-12)
+            excess += step * step
+        share = xp.maximum(1 / excess, xp.full_like(excess, smallest))
+        shares[(axis, *first)] = xp.where(tissue, share, xp.astype(both, xp.float32))
+    return shares
 
 
 def none(magnitude: Array, r2star_per_s: Array | None, mask: Array, geometry: Geometry, weight: Array) -> Array:
     """Every step inside the mask pays alike: the anatomy is not looked at."""
     del magnitude, r2star_per_s, geometry, weight
     xp = namespace(mask)
-    return xp.stack([xp.astype(_both(mask, axis), xp.float32) for axis in range(3)])
+    shares = xp.zeros((3, *mask.shape), dtype=xp.float32, device=mask.device)
+    for axis in range(3):
+        first, second = neighbours(axis)
+        shares[(axis, *first)] = xp.astype(mask[first] & mask[second], xp.float32)
+    return shares
 
 
-def _both(mask: Array, axis: int) -> Array:
-    """Whether a voxel and the next one along `axis` are inside the mask."""
-    xp = namespace(mask)
-    size = mask.shape[axis]
-    line = [1, 1, 1]
-    line[axis] = -1
-    has_next = xp.reshape(xp.arange(size, device=mask.device) < size - 1, tuple(line))
-    return mask & xp.roll(mask, -1, axis=axis) & has_next
-
-
-def _smoothed(image: Array, inside: Array, geometry: Geometry, width_mm: float) -> Array:
-    """Mean over the inside with weights of standard deviation `width_mm` along each axis, three taps at most."""
-    xp = namespace(image)
-    value, share = image * inside, inside
+def _blurred(x: Array, geometry: Geometry, width_mm: float) -> Array:
+    """Mean with weights of standard deviation `width_mm` along each axis, three taps at most, zero beyond the border."""
     for axis, spacing in enumerate(geometry.voxel_mm):
         tap = min(width_mm**2 / (2 * spacing**2), 1 / 3)
-
-        def blurred(x: Array, axis: int = axis, tap: float = tap) -> Array:
-            return (1 - 2 * tap) * x + tap * (_shifted(x, axis, 1) + _shifted(x, axis, -1))
-
-        value, share = blurred(value), blurred(share)
-    return xp.where(share > 0, value / xp.where(share > 0, share, xp.ones_like(share)), xp.zeros_like(value)) * inside
-
-
-def _shifted(x: Array, axis: int, by: int) -> Array:
-    """`x` moved by one voxel along `axis`, zero where nothing comes in."""
-    xp = namespace(x)
-    size = x.shape[axis]
-    line = [1, 1, 1]
-    line[axis] = -1
-    index = xp.reshape(xp.arange(size, device=x.device), tuple(line))
-    first = index == (0 if by > 0 else size - 1)
-    moved = xp.roll(x, by, axis=axis)
-    return xp.where(first, xp.zeros_like(moved), moved)
-
-
-def _median(values: Array) -> float:
-    """The middle value, 0 of none."""
-    ordered = namespace(values).sort(values)
-    return float(ordered[ordered.shape[0] // 2]) if ordered.shape[0] else 0.0
+        first, second = neighbours(axis)
+        out = (1 - 2 * tap) * x
+        moved = tap * x
+        out[first] += moved[second]
+        out[second] += moved[first]
+        x = out
+    return x
 
 
 METHODS: dict[str, Callable[..., Array]] = {"anatomy": anatomy, "none": none}

@@ -35,6 +35,30 @@ def irfftn(spectrum: Array, shape: Triple) -> Array:
     return module.irfftn(spectrum, s=shape, axes=(0, 1, 2), overwrite_x=True, **options)
 
 
+def rfftn_near(x: Array, shape: Triple) -> Array:
+    """`rfftn(x, shape)`, an axis at a time, so that lines of padding alone are not transformed."""
+    module, options = _lines(x)
+    out = module.rfft(x, n=shape[2], axis=2, **options)
+    out = module.fft(out, n=shape[1], axis=1, **options)
+    return module.fft(out, n=shape[0], axis=0, **options)
+
+
+def irfftn_near(spectrum: Array, shape: Triple, small: Triple) -> Array:
+    """The near corner of `small` of `irfftn(spectrum, shape)`, without the lines that would be cropped away."""
+    module, options = _lines(spectrum)
+    out = module.ifft(spectrum, axis=0, **options)[: small[0], :, :]
+    out = module.ifft(out, axis=1, **options)[:, : small[1], :]
+    return module.irfft(out, n=shape[2], axis=2, **options)[:, :, : small[2]]
+
+
+def _lines(x: Array) -> tuple[Any, dict[str, Any]]:
+    """Transforms along one axis for the array at hand, and their options."""
+    module = scipy_fft_for(x)
+    if module is None:
+        return namespace(x).fft, {}
+    return module, {"workers": threads()} if is_numpy(x) else {}
+
+
 def _padded(x: Array, shape: Triple | None) -> Array:
     if shape is None or tuple(x.shape) == tuple(shape):
         return x

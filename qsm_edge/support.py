@@ -13,6 +13,7 @@ import numpy as np
 import scipy.ndimage as ndi
 
 from qsm_edge.backend import namespace, on_host
+from qsm_edge.distance import within_mm
 from qsm_edge.types import Array, Geometry
 
 
@@ -46,7 +47,7 @@ def _grown(weakest: Array, mask: Array, geometry: Geometry, reach_mm: float, lea
     bright = brain | (weakest[box] > least_signal * level)
     # Beyond the volume nothing is known, and the peeling treats it so.
     peeled = ndi.binary_erosion(bright)
-    near = ndi.distance_transform_edt(~brain, sampling=geometry.voxel_mm) <= reach_mm
+    near = within_mm(brain, geometry, reach_mm)
     out = np.zeros_like(mask)
     out[box] = ndi.binary_propagation(brain, mask=brain | (peeled & near))
     return out

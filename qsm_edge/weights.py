@@ -7,8 +7,9 @@ square is an inverse variance.
 
 from __future__ import annotations
 
-from qsm_edge.backend import namespace
-from qsm_edge.distance import depth_mm
+from qsm_edge.backend import median, namespace
+from qsm_edge.distance import shallow_mm
+from qsm_edge.solvers import neighbours
 from qsm_edge.types import Array, Geometry
 
 
@@ -58,15 +59,16 @@ def robust_rim(
     the true local field's size, bench/NOTES.md), not susceptibility. The outermost voxels also lose weight by depth.
     """
     xp = namespace(field_ppm)
-    depth = depth_mm(mask, geometry)
-    slope = _steepest(field_ppm, mask, geometry)
     layer = max(geometry.voxel_mm)
+    near_mm = max(depth_limit_mm, 2 * layer)
+    depth = shallow_mm(mask, geometry, max(near_mm, 2.01 * layer))
+    slope = _steepest(field_ppm, mask, geometry)
     whole = xp.ones_like(weight)
     shell = xp.where(depth <= 1.01 * layer, 0.1 * whole, xp.where(depth <= 2.01 * layer, 0.5 * whole, whole))
     doubt = (1 + (slope / slope_limit_ppm_mm) ** 2) * (
         1 + ((local_ppm - _median(local_ppm, mask)) / local_limit_ppm) ** 2
     )
-    near = depth < max(depth_limit_mm, 2 * layer)
+    near = depth < near_mm
     return weight * xp.astype(shell, weight.dtype) / xp.where(near, doubt, xp.ones_like(doubt))
 
 
@@ -78,8 +80,7 @@ def trust_all(field_ppm: Array, local_ppm: Array, mask: Array, geometry: Geometr
 
 def _median(x: Array, mask: Array) -> float:
     """Median of x inside the mask, 0 where that is empty."""
-    values = namespace(x).sort(x[mask])
-    return float(values[values.shape[0] // 2]) if values.shape[0] else 0.0
+    return median(x[mask])
 
 
 def _steepest(field_ppm: Array, mask: Array, geometry: Geometry) -> Array:
@@ -87,14 +88,13 @@ def _steepest(field_ppm: Array, mask: Array, geometry: Geometry) -> Array:
     xp = namespace(field_ppm)
     total = xp.zeros_like(field_ppm)
     for axis, spacing in enumerate(geometry.voxel_mm):
-        size = field_ppm.shape[axis]
-        position = [1, 1, 1]
-        position[axis] = -1
-        has_next = xp.reshape(xp.arange(size, device=field_ppm.device) < size - 1, tuple(position))
-        both = mask & xp.roll(mask, -1, axis=axis) & has_next
-        step = xp.abs(xp.roll(field_ppm, -1, axis=axis) - field_ppm) * (1 / spacing)
-        ahead = xp.where(both, step, xp.zeros_like(step))
-        total = total + xp.maximum(ahead, xp.roll(ahead, 1, axis=axis)) ** 2
+        first, second = neighbours(axis)
+        step = xp.abs(field_ppm[second] - field_ppm[first]) * (1 / spacing)
+        step = xp.where(mask[second] & mask[first], step, xp.zeros_like(step))
+        larger = xp.zeros_like(field_ppm)
+        larger[first] = step
+        larger[second] = xp.maximum(larger[second], step)
+        total += larger * larger
     return xp.sqrt(total)
 
 

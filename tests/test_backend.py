@@ -93,3 +93,10 @@ def test_memory_figures_are_of_this_process_and_machine() -> None:
     assert backend.peak_bytes("cpu") >= before
     assert backend.peak_bytes("cpu") >= 0.9 * ballast.nbytes
     assert backend.threads() >= 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 60])
+def test_the_middle_of_a_line_is_that_of_the_sorted_line(xp: Flavour, count: int) -> None:
+    values = VOLUME.ravel()[:count]
+    expected = float(np.sort(values)[count // 2]) if count else 0.0
+    assert backend.median(xp.asarray(values)) == expected

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qsm_edge import background
-from qsm_edge.distance import depth_mm
+from qsm_edge.distance import depth_mm, shallow_mm, within_mm
 from tests import laws, phantoms
 from tests.conftest import Flavour
 
@@ -227,3 +227,26 @@ def test_a_mask_that_touches_the_border_and_has_a_thin_part_is_survived(name: st
     assert np.isfinite(local).all()
     assert kept.any()
     assert not (kept & ~mask).any()
+
+
+@pytest.mark.parametrize("limit_mm", [0.5, 2.0, 3.6, 80.0])
+def test_a_depth_of_limited_reach_is_the_depth_up_to_there(xp: Flavour, limit_mm: float) -> None:
+    """80 mm is beyond what is stepped, so that a whole distance transform does it."""
+    geometry = phantoms.oblique((9, 11, 10), (1.2, 0.8, 0.9))
+    mask = np.random.default_rng(7).random(geometry.shape) < 0.985
+    whole = depth_mm(mask, geometry)
+    expected = np.where(whole <= limit_mm * (1 + 1e-6), whole, np.float32(np.inf))
+    got = xp.to_numpy(shallow_mm(xp.asarray(mask), geometry, limit_mm))
+    assert np.array_equal(np.isinf(got), np.isinf(expected))
+    laws.assert_close(np.where(np.isinf(got), 0, got), np.where(np.isinf(expected), 0, expected), 1e-6)
+
+
+@pytest.mark.parametrize("reach_mm", [0.8, 2.4, 80.0])
+def test_what_is_within_reach_of_a_mask(xp: Flavour, reach_mm: float) -> None:
+    """By brute force, a whole number of voxels away included; of no mask nothing is within reach."""
+    geometry = phantoms.oblique((6, 7, 9), (1.2, 0.8, 0.9))
+    mask = np.random.default_rng(8).random(geometry.shape) < 0.02
+    away = (np.indices(geometry.shape).reshape(3, 1, -1).T - np.argwhere(mask)) * geometry.voxel_mm
+    expected = (np.linalg.norm(away, axis=2).min(axis=1) <= reach_mm * (1 + 1e-6)).reshape(geometry.shape)
+    assert np.array_equal(xp.to_numpy(within_mm(xp.asarray(mask), geometry, reach_mm)), expected)
+    assert not xp.to_numpy(within_mm(xp.asarray(np.zeros_like(mask)), geometry, reach_mm)).any()

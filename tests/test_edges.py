@@ -49,7 +49,8 @@ def stage(name: str) -> laws.Stage:
 
 @pytest.mark.parametrize("name", edges.METHODS)
 def test_any_array_any_device(xp: Flavour, name: str) -> None:
-    laws.devices(stage(name), inputs(), GEOMETRY, xp, 1e-5)
+    # 1 / (1 + excess) amplifies the last digit of a logarithm and of a median; a GPU's log was 6e-5 off on these.
+    laws.devices(stage(name), inputs(), GEOMETRY, xp, 2e-4 if name == "anatomy" else 0.0)
 
 
 @pytest.mark.parametrize("name", edges.METHODS)
