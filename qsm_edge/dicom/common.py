@@ -25,6 +25,7 @@ RESEARCH_USE_ONLY = "research use only"
 #: the vendor and scales by its rules, so that the name goes into the model. SoftwareVersions "syngo MR XA.." at
 #: any depth makes it Siemens, so that the version goes into the description.
 AS_IN_SOURCE = "(as in the source images)"
+_REFERENCED_CLASS, _REFERENCED_INSTANCE = 0x00081150, 0x00081155
 _OF_THE_STUDY = (
     *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex"),
     *("PatientAge", "PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod"),
@@ -98,8 +99,7 @@ def source_images(instances: Iterable[SourceInstance]) -> list[Dataset]:
         frames[instance.sop_class_uid, instance.sop_instance_uid].append(instance.frame)
     items = []
     for (sop_class, sop_instance), numbers in frames.items():
-        item = Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, sop_instance
+        item = _reference(sop_class, sop_instance)
         used = sorted({number for number in numbers if number > 0})
         if used:
             item.ReferencedFrameNumber = [str(number) for number in used]
@@ -119,11 +119,16 @@ def referenced_series(instances: Iterable[SourceInstance]) -> list[Dataset]:
         item.SeriesInstanceUID = series_uid
         item.ReferencedInstanceSequence = []
         for sop_instance, sop_class in objects.items():
-            reference = Dataset()
-            reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = sop_class, sop_instance
-            item.ReferencedInstanceSequence.append(reference)
+            item.ReferencedInstanceSequence.append(_reference(sop_class, sop_instance))
         items.append(item)
     return items
+
+
+def _reference(sop_class: str, sop_instance: str) -> Dataset:
+    item = Dataset()
+    item.add_new(_REFERENCED_CLASS, "UI", sop_class)
+    item.add_new(_REFERENCED_INSTANCE, "UI", sop_instance)
+    return item
 
 
 def new_file(common: Dataset, sop_class: str, sop_instance_uid: str) -> FileDataset:
@@ -132,7 +137,7 @@ def new_file(common: Dataset, sop_class: str, sop_instance_uid: str) -> FileData
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = sop_class, sop_instance_uid
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID, meta.ImplementationVersionName = IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-    dataset = FileDataset("", {e.tag: e for e in common}, preamble=b"\0" * 128, file_meta=meta)
+    dataset = FileDataset("", dict(common.items()), preamble=b"\0" * 128, file_meta=meta)
     dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, sop_instance_uid
     stamp(dataset)
     return dataset

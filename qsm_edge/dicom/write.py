@@ -19,9 +19,10 @@ from pydicom.uid import MRImageStorage
 from qsm_edge.dicom import codes
 from qsm_edge.dicom.common import RESEARCH_USE_ONLY, common_header, new_file, quietly, referenced_series, source_images
 from qsm_edge.dicom.copied import ascii_text, clean, decimal, decimals, texts
+from qsm_edge.dicom.encode import Encoder
 from qsm_edge.dicom.uids import result_key, uid
 from qsm_edge.errors import UsageError
-from qsm_edge.types import ExtraMap, Result
+from qsm_edge.types import ExtraMap, Geometry, Result
 
 #: Stored values are clipped to +-LIMIT; the same on both sides, so that negating a map negates its pixels.
 LIMIT = 32767
@@ -110,8 +111,11 @@ def _extra(result: Result, kind: MapKind) -> ExtraMap | None:
 
 def stored_values(volume: np.ndarray, kind: MapKind) -> np.ndarray:
     """`volume` as the integers that are written: rounded to the nearest, clipped to +-`LIMIT`; not a number is 0."""
-    scaled = np.rint(np.nan_to_num(volume.astype(np.float64) * (kind.per_unit / kind.slope), nan=0.0))
-    return np.clip(scaled, -LIMIT, LIMIT).astype(np.int16)
+    stored = np.empty(volume.shape, dtype=np.int16)
+    for values, plane in zip(volume, stored, strict=True):  # one at a time stays in the cache
+        scaled = np.rint(np.nan_to_num(values.astype(np.float64) * (kind.per_unit / kind.slope), nan=0.0))
+        plane[...] = np.clip(scaled, -LIMIT, LIMIT)
+    return stored
 
 
 def write_series(
@@ -152,10 +156,12 @@ def write_map(
     part.mkdir()
     try:
         names = []
+        encoder = Encoder()
         for dataset in slices(result, kind, series_number=series_number, description=description):
             names.append(f"{int(dataset.InstanceNumber):04d}.dcm")
             with quietly():
-                dataset.save_as(part / names[-1], enforce_file_format=True)
+                content = encoder.file(dataset)
+            (part / names[-1]).write_bytes(content)
         if folder.exists():
             folder.rmdir()
         part.rename(folder)
@@ -195,17 +201,18 @@ def slices(
             common.DerivationDescription = ascii_text(extra.derivation, "ST")
             common.ImageComments = ascii_text(f"{common.ImageComments} {extra.comment}".rstrip(), "LT")
         _pixels(common)
+        _grid(common, result, slab)
         if kind.quantity is not None and kind.unit is not None:
             common.RealWorldValueMappingSequence = [_value_mapping(kind, kind.quantity, kind.unit)]
     for z, plane in enumerate(stored):
         with quietly():  # not around the loop: a caller that stops in the middle would leave it open
             dataset = new_file(common, MRImageStorage, uid("image", series_uid, z))
-            _place(dataset, result, z, slab)
+            _place(dataset, result, z)
             if sources:
                 _name_sources(dataset, result, z, slab)
             dataset.add_new("SmallestImagePixelValue", "SS", int(plane.min()))
             dataset.add_new("LargestImagePixelValue", "SS", int(plane.max()))
-            dataset.PixelData = plane.astype("<i2").tobytes()
+            dataset.add_new("PixelData", "OW", plane.astype("<i2").tobytes())
         yield dataset
 
 
@@ -249,20 +256,32 @@ def _value_mapping(kind: MapKind, quantity: codes.Code, unit: codes.Code) -> Dat
     return mapping
 
 
-def _place(d: Dataset, result: Result, z: int, slab: int) -> None:
-    """Number and position of one slice, and its thickness where it holds a slab of them."""
+def _grid(d: Dataset, result: Result, slab: int) -> None:
+    """What the places of all slices share, and the thickness where each holds a slab of them."""
     geometry, source = result.series.geometry, result.series.source
-    affine, voxel = geometry.affine_lps, geometry.voxel_mm
-    columns, rows = affine[:3, 2] / voxel[2], affine[:3, 1] / voxel[1]
-    position = affine @ np.array([z, 0, 0, 1.0])
-    d.InstanceNumber = str(z + 1)
+    voxel = geometry.voxel_mm
     d.Rows, d.Columns = geometry.shape[1:]
-    d.ImageOrientationPatient = [decimal(round(float(cosine), 13) + 0.0) for cosine in (*columns, *rows)]
-    d.ImagePositionPatient, d.PixelSpacing = decimals(*position[:3]), decimals(*voxel[1:])
-    d.SliceLocation, d.SpacingBetweenSlices = decimals(float(position[:3] @ np.cross(columns, rows)), voxel[0])
+    d.ImageOrientationPatient = [decimal(round(float(c), 13) + 0.0) for axis in _in_plane(geometry) for c in axis]
+    d.PixelSpacing = decimals(*voxel[1:])
+    (d.SpacingBetweenSlices,) = decimals(voxel[0])
     d.SliceThickness = clean("SliceThickness", texts(source.template, "SliceThickness")) or d.SpacingBetweenSlices
     if slab > 1:
         d.SliceThickness = decimal(round(_slab_mm(result, slab), 4))
+
+
+def _in_plane(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """The directions in which columns and rows are counted."""
+    affine, voxel = geometry.affine_lps, geometry.voxel_mm
+    return affine[:3, 2] / voxel[2], affine[:3, 1] / voxel[1]
+
+
+def _place(d: Dataset, result: Result, z: int) -> None:
+    """Number and position of one slice."""
+    geometry = result.series.geometry
+    position = (geometry.affine_lps @ np.array([z, 0, 0, 1.0]))[:3]
+    d.InstanceNumber = str(z + 1)
+    d.ImagePositionPatient = decimals(*position)
+    (d.SliceLocation,) = decimals(float(position @ np.cross(*_in_plane(geometry))))
 
 
 def _name_sources(d: Dataset, result: Result, z: int, slab: int) -> None:
