@@ -34,6 +34,8 @@ CHAINS = {
     "default, lbv": ("--set", "background=lbv"),
     "default, ismv": ("--set", "background=ismv", "--set", "rim=none"),
     "default, no rim weights": ("--set", "rim=none"),
+    "default, brain alone": ("--set", "support=brain"),
+    "default, no edges": ("--set", "edges=none"),
     "default, hdqsm": ("--set", "invert=hdqsm"),
     "default, rts": ("--set", "invert=rts"),
     "default, tkd": ("--set", "invert=tkd"),
