@@ -32,6 +32,8 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _HIDDEN = re.compile(r"^\.(?P<name>.+)\.(?P<kind>partial|old)-\d+(\.\d+)?$")
 _DAY_S = 86400.0
+#: Files that are flushed to the disk at once.
+_SYNCING = 4
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
 
@@ -243,10 +245,13 @@ def _delete_abandoned(partial: Path) -> None:
 
 def _flush(root: Path) -> None:
     """Everything below `root` reaches the disk before the name does: a rename may otherwise outrun the contents."""
-    for path, _, files in os.walk(root):
-        for file in files:
-            sync_file(Path(path) / file)
-        _sync_folder(Path(path))
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(_SYNCING) as pool:  # a disk that is asked for several at once writes them in one go
+        for path, _, files in os.walk(root):
+            for _ in pool.map(sync_file, [Path(path) / file for file in files]):
+                pass
+            _sync_folder(Path(path))
 
 
 def sync_file(path: Path) -> None:

@@ -97,13 +97,13 @@ def source_images(instances: Iterable[SourceInstance]) -> list[Dataset]:
     frames: dict[tuple[str, str], list[int]] = defaultdict(list)
     for instance in instances:
         frames[instance.sop_class_uid, instance.sop_instance_uid].append(instance.frame)
-    items = []
+    items, purpose = [], codes.code_item(codes.SOURCE_IMAGE)
     for (sop_class, sop_instance), numbers in frames.items():
         item = _reference(sop_class, sop_instance)
         used = sorted({number for number in numbers if number > 0})
         if used:
             item.ReferencedFrameNumber = [str(number) for number in used]
-        item.PurposeOfReferenceCodeSequence = [codes.code_item(codes.SOURCE_IMAGE)]
+        item.PurposeOfReferenceCodeSequence = [purpose]
         items.append(item)
     return items
 

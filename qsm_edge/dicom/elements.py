@@ -18,6 +18,9 @@ LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"
 #: An honest enhanced object of 20 000 frames stays below these by far.
 MAX_ELEMENTS, MAX_IN_ONE, MAX_DEPTH = 4_000_000, 100_000, 16
 
+#: An element's head, a long length, an item's head; in both byte orders.
+_LITTLE, _BIG = ([struct.Struct(order + form) for form in ("HH2sH", "L", "HHL")] for order in "<>")
+
 
 class Short(Exception):
     """The content ends inside an element."""
@@ -120,21 +123,21 @@ def _element_header(content: Content, position: int, end: int, implicit: bool) -
     content.count()
     if position + 8 > end:
         raise Short
-    order = "<" if content.little else ">"
-    group, element, vr, length = struct.unpack_from(f"{order}HH2sH", content.data, position)
-    if implicit or not (vr.isalpha() and vr.isupper()) or group == 0xFFFE:
-        (length,) = struct.unpack_from(f"{order}L", content.data, position + 4)
+    short, long, _ = _LITTLE if content.little else _BIG
+    group, element, vr, length = short.unpack_from(content.data, position)
+    if implicit or group == 0xFFFE or not (vr.isalpha() and vr.isupper()):
+        (length,) = long.unpack_from(content.data, position + 4)
         return (group << 16) | element, b"", position + 8, length
     if vr in LONG_VRS:
         if position + 12 > end:
             raise Short
-        (length,) = struct.unpack_from(f"{order}L", content.data, position + 8)
+        (length,) = long.unpack_from(content.data, position + 8)
         return (group << 16) | element, vr, position + 12, length
     return (group << 16) | element, vr, position + 8, length
 
 
 def _item_header(content: Content, position: int) -> tuple[int, int]:
-    group, element, length = struct.unpack_from("<HHL" if content.little else ">HHL", content.data, position)
+    group, element, length = (_LITTLE if content.little else _BIG)[2].unpack_from(content.data, position)
     return (group << 16) | element, length
 
 

@@ -204,12 +204,15 @@ class Header:
 
     def texts(self, tag: int) -> list[str]:
         """The values of an element as text, [] where it is absent or empty."""
-        vr = _BINARY_TAGS.get(tag, b"")
-        return next((_strings(d, tag, vr) for d in self._datasets if tag in d.table), [])
+        for dataset in self._datasets:
+            if tag in dataset.table:
+                return _strings(dataset, tag, _BINARY_TAGS.get(tag, b""))
+        return []
 
     def text(self, tag: int) -> str:
         """The first value as text, '' where there is none."""
-        return next(iter(self.texts(tag)), "")
+        texts = self.texts(tag)
+        return texts[0] if texts else ""
 
     def decoded(self, tag: int) -> str:
         """The first value as text in the character set that the header declares."""
@@ -232,7 +235,8 @@ class Header:
 
     def number(self, tag: int) -> float | None:
         """The first value as a number, None where there is none; ValueError where it is no finite number."""
-        return next(iter(_floats(self.texts(tag)[:1])), None)
+        texts = self.texts(tag)
+        return _floats(texts[:1])[0] if texts else None
 
     def count(self, tag: int) -> int:
         """A number of things: 0 where it is absent or makes no sense."""
@@ -292,7 +296,9 @@ def _strings(dataset: Elements, tag: int, known: bytes = b"") -> list[str]:
         order = "<" if dataset.content.little else ">"
         return [str(v) for v in struct.unpack_from(f"{order}{count}{_BINARY[vr]}", value)]
     text = value.decode("latin-1").strip(" \0\r\n\t")
-    return [part.strip(" \0") for part in text.split("\\")] if text else []
+    if "\\" not in text:
+        return [text] if text else []
+    return [part.strip(" \0") for part in text.split("\\")]
 
 
 def _floats(texts: list[str]) -> tuple[float, ...]:
@@ -303,8 +309,10 @@ def _floats(texts: list[str]) -> tuple[float, ...]:
 
 
 def _count(texts: list[str]) -> int:
+    if not texts:
+        return 0
     try:
         value = _floats(texts[:1])[0]
-    except (ValueError, IndexError):
+    except ValueError:
         return 0
     return int(value) if 0 <= value < 1e9 else 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -198,14 +197,14 @@ def _image(header: Header, root: Header, stored: StoredFile, frame: int, fault: 
     megahertz = numbers.one(0x00180084, "bad_field_strength", "the imaging frequency")
     if megahertz is None:
         megahertz = numbers.one(0x00189098, "bad_field_strength", "the transmitter frequency")
-    image = Image(
+    return Image(  # the numbers are all read by now, and so is what is wrong with one
         file=stored,
         frame=frame,
         vendor=vendor.name,
         encoding=f"{vendor.name}_{'xa_' if 'MFSPLIT' in types else ''}{'enhanced' if frame else 'classic'}",
         component=component,
         verdict=vendors.trap_of(header, component),
-        fault=None,
+        fault=numbers.fault,
         scanner=vendors.scanner_verdict(header, vendor),
         study_uid=root.text(_STUDY),
         series_uid=root.text(_SERIES),
@@ -236,7 +235,6 @@ def _image(header: Header, root: Header, stored: StoredFile, frame: int, fault: 
         field_tesla=tesla / 1e4 if tesla is not None and tesla > 100 else tesla,  # some files give gauss
         frequency_mhz=megahertz / 1e6 if megahertz is not None and megahertz > 1e6 else megahertz,  # or Hz
     )
-    return replace(image, fault=numbers.fault)
 
 
 def _private_count(header: Header, where: Private | None) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,6 +20,12 @@ from qsm_edge.errors import InputRefused
 
 #: Enough to keep a disk busy.
 _THREADS = min(4, os.cpu_count() or 1)
+#: Files that a thread reads at a go.
+_BATCH = 16
+
+#: The number of a frame in its file from 0, its echo and its slice.
+Frame = tuple[int, int, int]
+Take = Callable[[int, int, np.ndarray], None]
 
 
 def read_stored(echoes: Sequence[Sequence[Image]]) -> np.ndarray:
@@ -28,37 +34,58 @@ def read_stored(echoes: Sequence[Sequence[Image]]) -> np.ndarray:
     Raises
     ------
     InputRefused
+        What `read_planes` raises.
+    """
+    first = echoes[0][0].file
+    out = np.empty((len(echoes), len(echoes[0]), first.rows, first.columns), dtype=np.uint16)
+
+    def take(e: int, z: int, plane: np.ndarray) -> None:
+        out[e, z] = plane
+
+    read_planes(echoes, take)
+    return out
+
+
+def read_planes(echoes: Sequence[Sequence[Image]], take: Take) -> None:
+    """Give `take` the echo, the slice and the stored values (y, x) of every image of one component, in no order.
+
+    It is called from several threads at once, and the values are gone when it returns.
+
+    Raises
+    ------
+    InputRefused
         truncated_file, unreadable_file (a disk or a share fails), pixel_data_invalid, codec_missing, and what
         `header.inflated` raises.
     """
     first = echoes[0][0].file
-    out = np.empty((len(echoes), len(echoes[0]), first.rows, first.columns), dtype=np.uint16)
-    wanted: dict[StoredFile, list[tuple[int, np.ndarray]]] = defaultdict(list)
+    shape = first.rows, first.columns
+    wanted: dict[StoredFile, list[Frame]] = defaultdict(list)
     for e, images in enumerate(echoes):
         for z, image in enumerate(images):
-            wanted[image.file].append((max(image.frame, 1) - 1, out[e, z]))
-    native = {file: frames for file, frames in wanted.items() if file.transfer_syntax in NATIVE}
+            wanted[image.file].append((max(image.frame, 1) - 1, e, z))
+    native = [(file, frames) for file, frames in wanted.items() if file.transfer_syntax in NATIVE]
+
+    def fill(jobs: Sequence[tuple[StoredFile, list[Frame]]]) -> None:
+        plane = np.empty(shape, dtype=np.uint16)
+        for file, frames in jobs:
+            try:
+                _read_native(file, frames, plane, take)
+            except OSError as error:
+                raise _unreadable(file, error) from None
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(lambda job: _fill_native_or_refuse(*job), native.items()):
+        for _ in pool.map(fill, (native[start : start + _BATCH] for start in range(0, len(native), _BATCH))):
             pass
     for file, frames in wanted.items():  # decoders promise nothing about threads
-        if file not in native:
-            _fill_decoded(file, frames)
-    return out
+        if file.transfer_syntax not in NATIVE:
+            _read_decoded(file, frames, shape, take)
 
 
-def _fill_decoded(file: StoredFile, frames: list[tuple[int, np.ndarray]]) -> None:
-    for (_, plane), values in zip(frames, _decoded(file, [index for index, _ in frames]), strict=True):
-        if values.shape != plane.shape or values.dtype.itemsize != 2:
+def _read_decoded(file: StoredFile, frames: list[Frame], shape: tuple[int, int], take: Take) -> None:
+    for (_, e, z), values in zip(frames, _decoded(file, [index for index, _, _ in frames]), strict=True):
+        if values.shape != shape or values.dtype.itemsize != 2:
             raise InputRefused("pixel_data_invalid", where=file.shown, got=f"{values.shape} {values.dtype}")
-        plane[...] = values.view(np.uint16)
-
-
-def _fill_native_or_refuse(file: StoredFile, frames: list[tuple[int, np.ndarray]]) -> None:
-    try:
-        _fill_native(file, frames)
-    except OSError as error:
-        raise _unreadable(file, error) from None
+        take(e, z, values.view(np.uint16))
 
 
 def _unreadable(file: StoredFile, error: OSError) -> InputRefused:
@@ -66,13 +93,13 @@ def _unreadable(file: StoredFile, error: OSError) -> InputRefused:
     return InputRefused("unreadable_file", "the file cannot be read", where=file.shown, got=error.strerror or "")
 
 
-def _fill_native(file: StoredFile, frames: list[tuple[int, np.ndarray]]) -> None:
+def _read_native(file: StoredFile, frames: list[Frame], plane: np.ndarray, take: Take) -> None:
     size = file.rows * file.columns * 2
     with file.path.open("rb") as handle:
         content: bytes | None = None
         if file.transfer_syntax == DEFLATED:
             content = inflated(file.path, file.shown)
-        for index, plane in frames:
+        for index, e, z in frames:
             start = file.offset + index * size
             if content is None:
                 handle.seek(start)
@@ -86,6 +113,7 @@ def _fill_native(file: StoredFile, frames: list[tuple[int, np.ndarray]]) -> None
                 raise InputRefused("truncated_file", where=file.shown)
             if file.transfer_syntax == BIG_ENDIAN:
                 plane.byteswap(inplace=True)
+            take(e, z, plane)
 
 
 def _decoded(file: StoredFile, indices: list[int]) -> Iterator[np.ndarray]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qsm_edge.dicom.pixels import read_stored
+from qsm_edge.dicom.pixels import read_planes, read_stored
 from qsm_edge.dicom.records import IMAGINARY, MAGNITUDE, PHASE, REAL, Image, Plan
 from qsm_edge.dicom.vendors import PHASE_SCALES, VENDORS_BY_NAME, Vendor
 from qsm_edge.errors import InputRefused
@@ -29,6 +29,9 @@ SIGNAL_SHARE, MIN_PAIRS = 0.2, 100
 FILLS, EXCEEDS = 0.03, 0.005
 #: Phase images that span less than this hold no phase.
 LEAST_SPAN_RAD = 0.1
+
+#: What a bit pattern stands for, by slope, intercept, bits and sign of the image that holds it.
+Tables = dict[tuple[float, float, int, bool], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,11 @@ def read_signal(plan: Plan) -> Signal:
     vendor = VENDORS_BY_NAME[images[0][0].vendor]
     if vendor.sign is None:  # the grid refuses such scanners before; nothing may pass by it
         raise InputRefused("unknown_phase_sign", "it is not known which way the phase turns")
+    settled = False
     if set(plan.images) == {REAL, IMAGINARY}:
         magnitude, phase, scale = _from_complex(plan)
     else:
+        settled = not vendor.chopped
         phase, scale = _phase(plan.images[PHASE], vendor)
         magnitude = _magnitude(plan.images[MAGNITUDE])
     chop = "not looked for"
@@ -65,11 +70,17 @@ def read_signal(plan: Plan) -> Signal:
         chop = chop_verdict(magnitude[0], phase[0])
         if chop == "chopped":
             phase[:, 1::2] += np.where(phase[:, 1::2] > 0, np.float32(-np.pi), np.float32(np.pi))
-    if vendor.sign < 0:
-        np.negative(phase, out=phase)
-    wrap(phase)
+    if not settled:
+        _settle(phase, vendor)
     sign = "stored phase falls with the field, conjugated" if vendor.sign < 0 else "stored phase grows with the field"
     return Signal(magnitude, phase, scale, chop, sign)
+
+
+def _settle(phase: np.ndarray, vendor: Vendor) -> None:
+    """Phases [rad] as stored, made to grow with the field and wrapped, in place."""
+    if vendor.sign is not None and vendor.sign < 0:
+        np.negative(phase, out=phase)
+    wrap(phase)
 
 
 def chop_verdict(magnitude: np.ndarray, phase: np.ndarray) -> str:
@@ -102,21 +113,33 @@ def _key(image: Image) -> tuple[float, float, int, bool]:
     return (*_rescale(image), image.file.bits_stored, image.file.signed)
 
 
-def _translate(stored: np.ndarray, echoes: Sequence[Sequence[Image]], factor: float, offset: float = 0.0) -> np.ndarray:
-    """float32 ``(rescaled stored value + offset) * factor``, by table, so that equal numbers give equal bits."""
-    out = np.empty(stored.shape, dtype=np.float32)
-    tables: dict[tuple[float, float, int, bool], np.ndarray] = {}
-    for e, images in enumerate(echoes):
-        for z, image in enumerate(images):
-            key = _key(image)
-            if key not in tables:
-                tables[key] = ((_levels(image) * key[0] + key[1] + offset) * factor).astype(np.float32)
-            np.take(tables[key], stored[e, z], out=out[e, z], mode="clip")
+def _tables(echoes: Sequence[Sequence[Image]], factor: float, offset: float = 0.0) -> Tables:
+    """float32 ``(rescaled stored value + offset) * factor`` of every bit pattern, by `_key`: equal numbers, equal bits."""
+    images = {_key(image): image for images in echoes for image in images}
+    return {
+        key: ((_levels(image) * key[0] + key[1] + offset) * factor).astype(np.float32) for key, image in images.items()
+    }
+
+
+def _translate(echoes: Sequence[Sequence[Image]], tables: Tables, stored: np.ndarray | None = None) -> np.ndarray:
+    """What the tables say of the images' values, float32 (echo, z, y, x); read from the files where not `stored`."""
+    first = echoes[0][0].file
+    out = np.empty((len(echoes), len(echoes[0]), first.rows, first.columns), dtype=np.float32)
+
+    def look_up(e: int, z: int, plane: np.ndarray) -> None:
+        np.take(tables[_key(echoes[e][z])], plane, out=out[e, z], mode="clip")
+
+    if stored is None:
+        read_planes(echoes, look_up)
+        return out
+    for e, planes in enumerate(stored):
+        for z, plane in enumerate(planes):
+            look_up(e, z, plane)
     return out
 
 
 def _magnitude(echoes: Sequence[Sequence[Image]]) -> np.ndarray:
-    magnitude = _translate(read_stored(echoes), echoes, 1.0)
+    magnitude = _translate(echoes, _tables(echoes, 1.0))
     if float(magnitude.min()) < 0:
         raise InputRefused("unknown_component", "the magnitude images hold negative values")
     if float(magnitude[0].max()) == 0:
@@ -125,6 +148,7 @@ def _magnitude(echoes: Sequence[Sequence[Image]]) -> np.ndarray:
 
 
 def _phase(echoes: Sequence[Sequence[Image]], vendor: Vendor) -> tuple[np.ndarray, str]:
+    """The phase [rad] and the name of its scale; settled already where slices cannot be chopped."""
     stored = read_stored(echoes)
     spans: list[float] = []
     ranges: dict[tuple[float, float, int, bool], tuple[Image, float, float]] = {}
@@ -145,7 +169,11 @@ def _phase(echoes: Sequence[Sequence[Image]], vendor: Vendor) -> tuple[np.ndarra
     scale, factor, offset = scales.pop()
     if min(spans) * factor < LEAST_SPAN_RAD:
         raise InputRefused("phase_constant", got=f"an echo spans {min(spans) * factor:.3f} rad")
-    return _translate(stored, echoes, factor, offset), scale
+    tables = _tables(echoes, factor, offset)
+    if not vendor.chopped:
+        for table in tables.values():
+            _settle(table, vendor)
+    return _translate(echoes, tables, stored), scale
 
 
 def _ends(stored: np.ndarray, image: Image) -> tuple[float, float]:
@@ -198,7 +226,7 @@ def _from_complex(plan: Plan) -> tuple[np.ndarray, np.ndarray, str]:
     """Magnitude and phase of real and imaginary images; only the ratio and the sign of the two matter."""
     if len({_key(image) for images in plan.images.values() for echo in images for image in echo}) != 1:
         raise InputRefused("bad_rescale", "real and imaginary images are scaled differently")
-    real, imaginary = (_translate(read_stored(plan.images[c]), plan.images[c], 1.0) for c in (REAL, IMAGINARY))
+    real, imaginary = (_translate(plan.images[c], _tables(plan.images[c], 1.0)) for c in (REAL, IMAGINARY))
     for part in (real, imaginary):
         if float(np.ptp(part)) == 0 or float(part.min()) >= 0:
             raise InputRefused("unknown_component", "the real or imaginary images hold no negative value")
