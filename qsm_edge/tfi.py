@@ -25,7 +25,7 @@ def tfi(
     length_mm: float = 3.0,
     doubtful_weight: float = 0.5,
     loosest: float = 20.0,
-    margin_mm: float = 48.0,
+    margin_mm: float = 24.0,
     coarse_mm: float = 2.0,
     iterations: int = 70,
     on_iteration: OnIteration | None = None,
@@ -34,13 +34,13 @@ def tfi(
 
     PDF explains the field by sources outside alone and lets the local field pass as noise; near the surface that fails,
     because outside sources can mimic inside ones. Here both are estimated together: chi = s_out y outside the mask and
-    chi = s_in H y inside it, with y white, H a low-pass of correlation length `length_mm` (tissue is smooth at that
+    chi = s_in H v inside it, with y and v white, H a low-pass of correlation length `length_mm` (tissue is smooth at that
     scale), and s_out, s_in the spreads `outside_ppm` (bone and air) and `inside_ppm`. Where the weight is below
     `doubtful_weight`, s_in grows in proportion, up to `loosest` times: a signal that decays that fast is a bleed or a
     calcification, whose susceptibility is far from tissue's; without that, its field at the surface is taken for a
     background. Minimises
 
-        |W (D chi - f)|^2 / noise_ppm^2 + |y|^2
+        |W (D chi - f)|^2 / noise_ppm^2 + |y|^2 + |v|^2
 
     by conjugate gradients, and only D chi_out is subtracted. The spreads act as the preconditioner, outside lowered a
     little towards the surface. The background is smooth: it is solved on a grid of about `coarse_mm`, then interpolated.
@@ -58,8 +58,8 @@ def tfi(
     loose = 1 / xp.clip(trust / doubtful_weight, 1 / loosest, 1.0)
     voxel = tuple(v * f for v, f in zip(geometry.voxel_mm, factors, strict=True))
     model = _Model(part, loose, voxel, geometry.b0_dir, spreads, margin_mm)
-    sources = model.solve(field, trust, iterations, on_iteration)
-    background = _refined(model.background(sources), factors, field_ppm.shape)
+    outside = model.solve(field, trust, iterations, on_iteration)
+    background = _refined(model.field(outside), factors, field_ppm.shape)
     return (centred - background) * inside, mask
 
 
@@ -89,24 +89,19 @@ class _Model:
         self.near = fast_shape(self.small, covering(3 * length_mm, voxel))
         k = wavenumbers(self.near, voxel, inside)
         lowpass = 1 / xp.sqrt(1 + (2 * math.pi * length_mm) ** 2 * (k[0] ** 2 + k[1] ** 2 + k[2] ** 2))
-        self.share = xp.full_like(k[2], 2 / math.prod(self.near))  # of a half spectrum's power; the shape is even
-        self.share[:, :, 0] /= 2
-        self.share[:, :, -1] /= 2
-        # The prior's spread stays inside_ppm on any grid.
-        self.lowpass = lowpass / math.sqrt(float(xp.sum(self.share * lowpass**2)))
+        power = lowpass**2  # summed over the whole spectrum, so that the prior's spread stays inside_ppm on any grid
+        total = 2 * xp.sum(power) - xp.sum(power[:, :, 0]) - xp.sum(power[:, :, -1])  # the shape is even
+        self.lowpass = lowpass / math.sqrt(float(total) / math.prod(self.near))
         self.inner = inside_ppm * inside * loose
         self.outside = 1 - pad(inside, self.shape)
 
-    def _field(self, sources: Array) -> Array:
+    def field(self, sources: Array) -> Array:
+        """Field of sources on the padded grid, on the unpadded one."""
         return irfftn_near(self.response * rfftn(sources), self.shape, self.small)
 
     def _missed(self, weighted: Array) -> Array:
-        """The adjoint of `_field`."""
+        """The adjoint of `field`."""
         return irfftn(self.response * rfftn_near(weighted, self.shape), self.shape)
-
-    def background(self, out: Array) -> Array:
-        """Field of the sources outside, on the unpadded grid."""
-        return self._field(out)
 
     def solve(self, field: Array, weight: Array, iterations: int, tell: OnIteration | None) -> Array:
         """The sources outside that explain `field` at the weights together with those inside."""
@@ -118,31 +113,39 @@ class _Model:
             miss = self._missed(weighted)
             return miss, self.lowpass * rfftn_near(self.inner * miss[near], self.near)
 
-        def power_of(out: Array, white: Array, image: tuple[Array, Array]) -> float:
-            cross = xp.real(white) * xp.real(image[1]) + xp.imag(white) * xp.imag(image[1])
-            return dot(out, image[0]) + float(xp.sum(self.share * cross, dtype=xp.float64))
-
         scale = self._preconditioner(power)
         residual = adjoint(power * field)
-        out, step = xp.zeros_like(scale), (scale * residual[0], residual[1] + 0)
-        left = power_of(*step, residual)
+        out, step = xp.zeros_like(scale), (scale * residual[0], residual[1])
+        left = self._product(step, residual)
         goal = 1e-10 * left
         for number in range(1, iterations + 1):
             if left <= goal:
                 break
             sources = step[0] + 0
             sources[near] += self.inner * irfftn_near(self.lowpass * step[1], self.near, self.small)
-            image = adjoint(power * self._field(sources))
-            image = (image[0] + step[0] * (1 / self.outside_ppm**2), image[1] + step[1])
-            length = left / max(power_of(*step, image), 1e-300)
+            miss, smooth = image = adjoint(power * self.field(sources))
+            miss += step[0] * (1 / self.outside_ppm**2)
+            smooth += step[1]
+            length = left / max(self._product(step, image), 1e-300)
             out += length * step[0]
-            residual = (residual[0] - length * image[0], residual[1] - length * image[1])
-            steepest = scale * residual[0]
-            before, left = left, power_of(steepest, residual[1], residual)
+            residual = (residual[0] - length * miss, residual[1] - length * smooth)
+            steepest = (scale * residual[0], residual[1])
+            before, left = left, self._product(steepest, residual)
             if tell:
                 tell(number, left**0.5)
-            step = (steepest + (left / before) * step[0], residual[1] + (left / before) * step[1])
+            step = (steepest[0] + (left / before) * step[0], steepest[1] + (left / before) * step[1])
         return out
+
+    def _product(self, one: tuple[Array, Array], other: tuple[Array, Array]) -> float:
+        """Inner product of two pairs of sources outside and half a spectrum inside."""
+        xp = namespace(one[0])
+        # The first and the last plane are in the whole spectrum once, all others twice; lengths are even.
+        parts = ((2, slice(None)), (-1, slice(0, 1)), (-1, slice(-1, None)))
+        twice = sum(
+            times * float(xp.sum(xp.real(xp.vecdot(one[1][:, :, part], other[1][:, :, part])), dtype=xp.float64))
+            for times, part in parts
+        )
+        return dot(one[0], other[0]) + twice / math.prod(self.near)
 
     def _preconditioner(self, power: Array) -> Array:
         """Variance of the sources outside, somewhat less where the field tells more of a source: next to the surface.

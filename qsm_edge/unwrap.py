@@ -12,6 +12,7 @@ from scipy.sparse import csgraph
 from qsm_edge.backend import namespace, on_host
 from qsm_edge.fft import crop, fast_shape, irfftn, pad, rfftn
 from qsm_edge.kernels import laplacian as laplacian_kernel
+from qsm_edge.solvers import neighbours
 from qsm_edge.types import Array, Geometry, OnIteration
 
 _TWO_PI = np.float32(2 * np.pi)
@@ -35,23 +36,20 @@ def quality_tree(
     """
     del geometry
     mask = np.asarray(mask, dtype=bool)
-    number = np.full(mask.shape, -1, np.int32)
     count = int(mask.sum())
+    number = np.zeros(mask.shape, np.int32)
     number[mask] = np.arange(count, dtype=np.int32)
+    with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite, outside the mask for example
+        costs = _edge_costs(np.asarray(phase_rad, np.float32), np.asarray(magnitude, np.float32), mask)
+    kept = _without_dearest(costs)
+    first = np.concatenate([number[neighbours(axis)[0]][kept[axis]] for axis in range(3)])
+    second = np.concatenate([number[neighbours(axis)[1]][kept[axis]] for axis in range(3)])
+    cost = np.concatenate([costs[axis][kept[axis]] for axis in range(3)])
+    del costs, kept
     phase = np.asarray(phase_rad)[mask].astype(np.float32)
-    strength = np.asarray(magnitude)[mask].astype(np.float32)
-    firsts, seconds = [], []
-    for axis in range(3):
-        near, far = [slice(None)] * 3, [slice(None)] * 3
-        near[axis], far[axis] = slice(None, -1), slice(1, None)
-        i, j = number[tuple(near)], number[tuple(far)]
-        both = (i >= 0) & (j >= 0)
-        firsts.append(i[both])
-        seconds.append(j[both])
-    first, second = np.concatenate(firsts), np.concatenate(seconds)
     if on_iteration:
         on_iteration(0, 1.0)
-    order, parent = _spanning_forest(first, second, _edge_cost(phase, strength, first, second), count)
+    order, parent = _spanning_forest(first, second, cost, count)
     turns = np.zeros(count, np.int32)
     turns[order] = -np.rint((phase[order] - phase[parent[order]]) / _TWO_PI).astype(np.int32)
     turns, root = _sum_to_root(turns, parent)
@@ -62,17 +60,45 @@ def quality_tree(
     return out
 
 
-def _edge_cost(phase: np.ndarray, strength: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Cost of each edge, 1 (perfect) to 2 (worthless): one minus the quality, shifted because 0 means no edge."""
-    step = phase[first] - phase[second]
-    step -= _TWO_PI * np.rint(step / _TWO_PI)
-    coherence = 1 - np.abs(step) * np.float32(1 / np.pi)
-    a, b = strength[first], strength[second]
-    likeness = np.minimum(a, b) / np.maximum(np.maximum(a, b), np.finfo(np.float32).tiny)
-    typical = np.float32(max(float(np.median(strength)), float(np.finfo(np.float32).tiny)))
-    presence = np.minimum(np.minimum(a, b) / (np.float32(0.5) * typical), 1)
-    cost: np.ndarray = 2 - coherence * (0.5 + 0.5 * likeness) * (0.1 + 0.9 * presence)
-    return cost
+def _edge_costs(phase: np.ndarray, strength: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
+    """Cost of the edge from each voxel to the next along each axis: one minus the quality, 1 (perfect) to 2 (worthless).
+
+    Shifted because 0 means no edge; infinite where a voxel is outside.
+    """
+    tiny = np.finfo(np.float32).tiny
+    typical = np.float32(max(float(np.median(strength[mask])), float(tiny))) if mask.any() else np.float32(1)
+    costs = []
+    for axis in range(3):
+        near, far = neighbours(axis)
+        step = phase[near] - phase[far]
+        step -= _TWO_PI * np.rint(step * (1 / _TWO_PI))
+        coherence = np.abs(step, out=step)
+        coherence *= np.float32(-1 / np.pi)
+        coherence += 1
+        weaker = np.minimum(strength[near], strength[far])
+        likeness = weaker / np.maximum(np.maximum(strength[near], strength[far]), tiny)
+        weaker *= 1 / (np.float32(0.5) * typical)
+        presence = np.minimum(weaker, 1, out=weaker)
+        cost: np.ndarray = 2 - coherence * (0.5 + 0.5 * likeness) * (0.1 + 0.9 * presence)
+        cost[~(mask[near] & mask[far] & np.isfinite(cost))] = np.inf
+        costs.append(cost)
+    return costs
+
+
+def _without_dearest(costs: list[np.ndarray]) -> list[np.ndarray]:
+    """Which edges may be in a minimum spanning tree: no ring has its dearest edge there, and so has no square of four.
+
+    This leaves about half of the edges, which are then quicker to sort.
+    """
+    kept = [np.isfinite(cost) for cost in costs]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        sides = [(one, *neighbours(other)), (other, *neighbours(one))]
+        dearest = [np.maximum(costs[axis][near], costs[axis][far]) for axis, near, far in sides]
+        for (axis, near, far), across in zip(sides, dearest[::-1], strict=True):
+            low, high = costs[axis][near], costs[axis][far]
+            kept[axis][near] &= (low <= high) | (low <= across)
+            kept[axis][far] &= (high <= low) | (high <= across)
+    return kept
 
 
 def _spanning_forest(
@@ -81,7 +107,6 @@ def _spanning_forest(
     """Minimum spanning forest as (voxels that have a parent, parent of every voxel; a root is its own parent)."""
     graph = sparse.coo_array((cost, (first, second)), shape=(count, count)).tocsr()
     tree = csgraph.minimum_spanning_tree(graph, overwrite=True)
-    tree = tree + tree.T
     pieces, label = csgraph.connected_components(tree, directed=False)
     start = 0
     if pieces > 1:  # a hub that touches every piece once, so that one search walks them all, be they thousands
@@ -89,7 +114,7 @@ def _spanning_forest(
         spokes = sparse.coo_array((np.ones(pieces), (np.full(pieces, count), tops)), shape=(count + 1, count + 1))
         tree.resize(count + 1, count + 1)
         tree = (tree + spokes).tocsr()
-    order, before = csgraph.breadth_first_order(tree, start, directed=True, return_predecessors=True)
+    order, before = csgraph.breadth_first_order(tree, start, directed=False, return_predecessors=True)
     parent = np.arange(count, dtype=np.int32)
     reached = order[before[order] >= 0]
     joined = reached[before[reached] < count]

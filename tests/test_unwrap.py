@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import sparse
+from scipy.sparse import csgraph
 
 from qsm_edge import unwrap
+from qsm_edge.solvers import neighbours
 from tests import laws, phantoms
 from tests.conftest import Flavour
 
@@ -168,3 +171,28 @@ def test_laplacian_is_near_a_smooth_field_deep_inside() -> None:
     assert np.corrcoef(out[deep], truth[deep])[0, 1] > 0.999
     assert np.polyfit(truth[deep], out[deep], 1)[0] == pytest.approx(1, abs=0.05)
     assert out[HEAD.mask].mean() == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("levels", [3, 100_000])
+def test_edges_that_are_left_out_are_in_no_minimum_spanning_forest(levels: int) -> None:
+    """As cheap a forest of as many pieces comes out, with ties everywhere and with none, in a mask full of holes."""
+    draw = np.random.default_rng(levels)
+    shape = (7, 8, 9)
+    mask = draw.random(shape) < 0.8
+    number = np.arange(mask.size).reshape(shape)
+    costs = []
+    for axis in range(3):
+        near, far = neighbours(axis)
+        cost = (1 + draw.integers(0, levels, number[near].shape) / levels).astype(np.float32)
+        costs.append(np.where(mask[near] & mask[far], cost, np.inf).astype(np.float32))
+    everything = [np.isfinite(cost) for cost in costs]
+    kept = unwrap._without_dearest(costs)
+    found = []
+    for chosen in (everything, kept):
+        ends = [np.concatenate([number[neighbours(a)[end]][chosen[a]] for a in range(3)]) for end in (0, 1)]
+        cost = np.concatenate([costs[axis][chosen[axis]] for axis in range(3)])
+        tree = csgraph.minimum_spanning_tree(sparse.coo_array((cost, tuple(ends)), shape=(mask.size,) * 2).tocsr())
+        found.append((tree.nnz, float(tree.sum())))
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+    if levels > mask.size:
+        assert sum(k.sum() for k in kept) < 0.8 * sum(e.sum() for e in everything)
