@@ -39,6 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--licence", default="Apache-2.0")
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--guard", type=float, default=0.1, help="least probability of the mask where tissue is closed")
+    parser.add_argument(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether the runtime has the network look at the mirrored head too, for twice the time",
+    )
     parser.add_argument("--about", action="append", default=[], metavar="KEY=TEXT", help="a line of the card's [about]")
     parser.add_argument(
         "--precision", choices=("float32", "float16", "int8"), default="float16", help="of the stored weights"
@@ -172,7 +178,7 @@ def write_card(path: Path, args: argparse.Namespace, about: dict[str, str], grid
         "[output]",
         'kind = "logit"',
         f"threshold = {args.threshold}",
-        *([] if grid else ["mirror = true", f"closing_mm = {CLOSING_MM}", f"guard = {args.guard}"]),
+        *([] if grid else [f"mirror = {str(args.mirror).lower()}", f"closing_mm = {CLOSING_MM}", f"guard = {args.guard}"]),
         "",
         "[about]",
         *[f"{key} = {quoted(text)}" for key, text in sorted(about.items())],
