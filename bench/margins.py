@@ -45,6 +45,7 @@ def moved(case: Path, chain: str, work: Path) -> dict[str, float]:
     true = kept["mask"]
     shapes = {f"{margin:+d}": _grown(true, margin) for margin in MARGINS}
     maps = {}
+    (work / "results").mkdir(parents=True, exist_ok=True)
     for key, mask in shapes.items():
         path = work / "results" / f"{case.name}-mask{key}.nii.gz"
         affine = nib.load(case / "mask_true.nii.gz").affine
