@@ -178,7 +178,11 @@ def write_card(path: Path, args: argparse.Namespace, about: dict[str, str], grid
         "[output]",
         'kind = "logit"',
         f"threshold = {args.threshold}",
-        *([] if grid else [f"mirror = {str(args.mirror).lower()}", f"closing_mm = {CLOSING_MM}", f"guard = {args.guard}"]),
+        *(
+            []
+            if grid
+            else [f"mirror = {str(args.mirror).lower()}", f"closing_mm = {CLOSING_MM}", f"guard = {args.guard}"]
+        ),
         "",
         "[about]",
         *[f"{key} = {quoted(text)}" for key, text in sorted(about.items())],

@@ -56,16 +56,6 @@ def shrink(x: Array, threshold: Array | float) -> Array:
     return xp.sign(x) * xp.maximum(xp.abs(x) - threshold, xp.zeros_like(x))
 
 
-def forward_difference(x: Array, axis: int, spacing_mm: float) -> Array:
-    """(x[i + 1] - x[i]) / spacing along `axis`, periodic."""
-    return (namespace(x).roll(x, -1, axis=axis) - x) * (1.0 / spacing_mm)
-
-
-def adjoint_difference(x: Array, axis: int, spacing_mm: float) -> Array:
-    """Adjoint of `forward_difference`: (x[i - 1] - x[i]) / spacing, periodic."""
-    return (namespace(x).roll(x, 1, axis=axis) - x) * (1.0 / spacing_mm)
-
-
 def neighbours(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """The parts of a volume that hold every voxel with a next one along `axis`, and that next one."""
     first, second = [slice(None)] * 3, [slice(None)] * 3

@@ -77,15 +77,6 @@ def test_the_inner_product_does_not_lose_small_terms(xp: Flavour) -> None:
     assert got == pytest.approx(4e8 + 299999, rel=1e-12)
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_the_difference_and_its_adjoint(xp: Flavour, axis: int) -> None:
-    a, b = (np.random.default_rng(s).standard_normal((4, 5, 6)).astype(np.float32) for s in (1, 2))
-    ahead = xp.to_numpy(solvers.forward_difference(xp.asarray(a), axis, 1.7))
-    back = xp.to_numpy(solvers.adjoint_difference(xp.asarray(b), axis, 1.7))
-    assert np.vdot(ahead, b) == pytest.approx(np.vdot(a, back), rel=1e-5)
-    laws.assert_close(ahead, ((np.roll(a, -1, axis) - a) / 1.7).astype(np.float32), 1e-6)
-
-
 def test_shrinking_minimises_what_it_says(xp: Flavour) -> None:
     """argmin_u |u - x|^2 / 2 + t |u|, searched on a fine grid."""
     x = np.linspace(-2, 2, 41, dtype=np.float32).reshape(1, 1, -1)
