@@ -25,6 +25,7 @@ USUAL |= {"lesions": 0, "noise": 0.01, "b0": 3.0, "seed": 4242}
 SWEEPS: dict[str, dict[float, dict[str, Any]]] = {
     "noise (water = 1)": {v: {"noise": v} for v in (0.005, 0.01, 0.04)},
     "slice thickness mm": {v: {"vox": [v, 1, 1]} for v in (1.0, 2.0, 3.0)},
+    "voxel mm": {v: {"vox": [v, v, v]} for v in (1.0, 2.0)},
     "field T": {v: {"b0": v} for v in (1.5, 3.0, 7.0)},
     "echoes": {n: {"te": [round(0.025 * (k + 1) / n, 6) for k in range(n)]} for n in (1, 2, 3, 5)},
 }
@@ -80,12 +81,13 @@ def drawn(found: dict[str, dict[float, dict[str, Any]]], path: Path) -> None:
         for line, (key, label) in enumerate(FIGURES.items()):
             cell = axes[line][column]
             cell.plot(list(rows), [row[key] for row in rows.values()], "o-")
-            cell.set_ylim(bottom=0)
             cell.grid(alpha=0.3)
             if line == len(FIGURES) - 1:
                 cell.set_xlabel(varied)
             if column == 0:
                 cell.set_ylabel(label)
+    for line, key in enumerate(FIGURES):
+        axes[line][0].set_ylim(0, 1.08 * max(row[key] for rows in found.values() for row in rows.values()))
     figure.tight_layout()
     figure.savefig(path, dpi=80)
 
