@@ -46,7 +46,19 @@ LAYER: dict[str, float] = {
     **dict.fromkeys(("dicom", "nifti", "report"), BORDER),
     **dict.fromkeys(("cli", "run", "maskonly", "survey", "publish", "progress", "doctor", "selftest"), 5),
     **dict.fromkeys(
-        ("spool", "serve", "queue_commands", "contracts", "listen", "send", "status", "openrecon", "__main__"), 5
+        (
+            "spool",
+            "serve",
+            "queue_commands",
+            "contracts",
+            "listen",
+            "send",
+            "status",
+            "openrecon",
+            "bounds",
+            "__main__",
+        ),
+        5,
     ),
 }
 DOORS = {

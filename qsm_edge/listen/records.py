@@ -9,23 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qsm_edge.bounds import bounded, check_bounds
 from qsm_edge.errors import UsageError
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
-
-
-def bounded(default: float | int, low: float, high: float) -> Any:
-    """A field with the range that `check_bounds` holds it to."""
-    return field(default=default, metadata={"low": low, "high": high})
-
-
-def check_bounds(record: Any) -> None:
-    """Raise UsageError bad_value where a `bounded` field of a record is beyond its range."""
-    for one in record.__dataclass_fields__.values():
-        value = getattr(record, one.name)
-        if "low" in one.metadata and not one.metadata["low"] <= value <= one.metadata["high"]:
-            wanted = f"from {one.metadata['low']:g} to {one.metadata['high']:g}"
-            raise UsageError("bad_value", where=one.name, got=value, wanted=wanted)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qsm_edge.bounds import bounded, check_bounds
 from qsm_edge.errors import UsageError
 from qsm_edge.listen import check_ae_title
-from qsm_edge.listen.records import bounded, check_bounds
 
 KINDS, COMMITMENTS = ("dicom", "stow"), ("no", "if_offered", "required")
 STORED, COMMITTED, REFUSED, FAILED = "stored", "committed", "refused", "failed"

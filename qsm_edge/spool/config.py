@@ -13,15 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qsm_edge.bounds import bounded
 from qsm_edge.errors import UsageError
 from qsm_edge.publish import SERIES
 
 #: What a destination may be sent: the series and objects that `qsm-edge run` makes, by the names of its files.
 KINDS = ("mask", "parametric_map", *SERIES)
-
-
-def _number(default: float | int, low: float, high: float) -> Any:
-    return field(default=default, metadata={"low": low, "high": high})
 
 
 def _choice(default: str, *names: str) -> Any:
@@ -33,12 +30,12 @@ class SpoolSettings:
     """Where the spool is, when a study counts as quiet, and for how long things are kept."""
 
     folder: Path
-    quiet_s: float = _number(30.0, 0.0, 86400.0)
-    max_instance_mb: int = _number(1024, 1, 65536)
-    min_free_mb: int = _number(500, 0, 10_000_000)
-    keep_done_days: float = _number(30.0, 0.0, 36500.0)
-    keep_held_days: float = _number(14.0, 0.0, 36500.0)
-    purge_below_free_mb: int = _number(0, 0, 100_000_000)
+    quiet_s: float = bounded(30.0, 0.0, 86400.0)
+    max_instance_mb: int = bounded(1024, 1, 65536)
+    min_free_mb: int = bounded(500, 0, 10_000_000)
+    keep_done_days: float = bounded(30.0, 0.0, 36500.0)
+    keep_held_days: float = bounded(14.0, 0.0, 36500.0)
+    purge_below_free_mb: int = bounded(0, 0, 100_000_000)
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,8 @@ class Watch:
     """A folder that is looked through at any depth; a file that stays the same for `still_s` is taken in."""
 
     folder: Path
-    still_s: float = _number(10.0, 0.0, 86400.0)
-    every_s: float = _number(5.0, 0.1, 86400.0)
+    still_s: float = bounded(10.0, 0.0, 86400.0)
+    every_s: float = bounded(5.0, 0.1, 86400.0)
     originals: str = _choice("leave", "leave", "move")
 
 
@@ -55,12 +52,12 @@ class Watch:
 class Work:
     """How to reconstruct, with how much, and how often to try."""
 
-    workers: int = _number(1, 1, 64)
-    memory_mb: int = _number(16384, 256, 10_000_000)
-    cpu_s: int = _number(14400, 0, 10_000_000)
-    wall_s: float = _number(7200.0, 0.0, 10_000_000.0)
-    attempts: int = _number(2, 1, 100)
-    retry_s: float = _number(60.0, 0.0, 86400.0)
+    workers: int = bounded(1, 1, 64)
+    memory_mb: int = bounded(16384, 256, 10_000_000)
+    cpu_s: int = bounded(14400, 0, 10_000_000)
+    wall_s: float = bounded(7200.0, 0.0, 10_000_000.0)
+    attempts: int = bounded(2, 1, 100)
+    retry_s: float = bounded(60.0, 0.0, 86400.0)
     recipe: str = "default"
     set: tuple[str, ...] = ()
     mask: str = _choice("auto", "auto", "network", "threshold")
@@ -75,8 +72,8 @@ class Work:
 class Delivery:
     """The time between tries doubles from the first to the longest."""
 
-    first_retry_s: float = _number(30.0, 0.0, 86400.0)
-    longest_retry_s: float = _number(3600.0, 0.0, 604800.0)
+    first_retry_s: float = bounded(30.0, 0.0, 86400.0)
+    longest_retry_s: float = bounded(3600.0, 0.0, 604800.0)
 
 
 @dataclass(frozen=True)

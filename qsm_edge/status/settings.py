@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
+from qsm_edge.bounds import bounded
 from qsm_edge.errors import UsageError
-
-
-def _number(default: float | int, low: float, high: float) -> Any:
-    return field(default=default, metadata={"low": low, "high": high})
 
 
 @dataclass(frozen=True)
@@ -24,12 +20,12 @@ class Settings:
     """
 
     address: str = "127.0.0.1"
-    port: int = _number(11180, 0, 65535)
+    port: int = bounded(11180, 0, 65535)
     allow_network: bool = False
     hosts: tuple[str, ...] = ()
-    refresh_s: int = _number(10, 1, 3600)
-    maximum_connections: int = _number(16, 1, 200)
-    timeout_s: float = _number(10.0, 0.1, 600.0)
+    refresh_s: int = bounded(10, 1, 3600)
+    maximum_connections: int = bounded(16, 1, 200)
+    timeout_s: float = bounded(10.0, 0.1, 600.0)
 
 
 def check(settings: Settings) -> None:
