@@ -1,9 +1,9 @@
 """Judge masks: ``python -m export.evaluate bench|robust|volumes ...`` (see --help).
 
-`bench` scores masks on simulated cases with truth (folders with truth.npz and mag_e1.nii.gz, as the simulator beside the
-checkout makes them): ours by the runtime's own road, and any other tool's masks laid beside it. `robust` draws the curve of
-Dice against noise, voxel size, field strength, cut slabs and tilt on heads that never trained. Tables go to the screen and to
-a CSV, contact sheets to PNG.
+`bench` scores masks on simulated cases with truth (folders with truth.npz and mag.nii.gz, made with the simulator beside the
+checkout): ours by the runtime's own road, and any other tool's masks laid beside it. `robust` draws the curve of Dice against
+noise, voxel size, field strength, cut slabs and tilt on heads that never trained. Tables go to the screen and to a CSV,
+contact sheets to PNG.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, help="write the rows to this CSV")
     commands = parser.add_subparsers(dest="command", required=True)
     bench = commands.add_parser("bench", help="score on simulated cases")
-    bench.add_argument("cases", type=Path, nargs="+", help="folders with truth.npz and mag_e1.nii.gz")
+    bench.add_argument(
+        "cases", type=Path, nargs="+", help="folders with truth.npz, and mag.nii.gz (every echo) or mag_e1.nii.gz"
+    )
     bench.add_argument("--other", action="append", default=[], metavar="NAME", help="also score CASE/NAME.nii.gz")
     robust = commands.add_parser("robust", help="curves over protocols")
     robust.add_argument("--label-maps", type=Path)
@@ -68,13 +70,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def masked(magnitude: np.ndarray, geometry: Geometry, model: Path | None) -> tuple[np.ndarray, float, float]:
-    """Our mask of one volume, the seconds it took, and the edge's width [mm]."""
+    """Our mask of the echoes (echo, z, y, x) of one scan, the seconds it took, and the edge's width [mm]."""
     sure: list[float] = []
     start = time.perf_counter()
     mask = network(
-        magnitude[None],
-        np.zeros_like(magnitude)[None],
-        [0.005],
+        magnitude,
+        np.zeros_like(magnitude),
+        [0.005 * (number + 1) for number in range(len(magnitude))],
         geometry,
         model=model,
         on_confidence=lambda c: sure.append(c.edge_mm),
@@ -83,13 +85,13 @@ def masked(magnitude: np.ndarray, geometry: Geometry, model: Path | None) -> tup
 
 
 def loaded(path: Path) -> tuple[np.ndarray, Geometry]:
-    """A NIfTI volume (z, y, x) with its geometry."""
+    """The echoes (echo, z, y, x) of a NIfTI volume with its geometry."""
     image = nib.load(path)
     affine = RAS_TO_LPS @ image.affine
     affine = affine[:, [2, 1, 0, 3]]
     volume = np.asarray(image.dataobj, dtype=np.float32)
-    volume = volume.reshape(*volume.shape[:3], -1)[..., 0].transpose(2, 1, 0)  # the first of several echoes
-    return np.ascontiguousarray(volume), Geometry(volume.shape, affine)  # type: ignore[arg-type]
+    echoes = np.ascontiguousarray(volume.reshape(*volume.shape[:3], -1).transpose(3, 2, 1, 0))
+    return echoes, Geometry(echoes.shape[1:], affine)  # type: ignore[arg-type]
 
 
 def bench_rows(args: argparse.Namespace) -> tuple[list[dict[str, object]], list[Panel]]:
@@ -98,7 +100,8 @@ def bench_rows(args: argparse.Namespace) -> tuple[list[dict[str, object]], list[
     for case in args.cases:
         with np.load(case / "truth.npz") as found:
             truth = {name: found[name] for name in ("mask", "labels", "lesions", "voxel")}
-        magnitude, geometry = loaded(case / "mag_e1.nii.gz")
+        every = case / "mag.nii.gz"
+        magnitude, geometry = loaded(every if every.exists() else case / "mag_e1.nii.gz")
         mask, seconds, edge = masked(magnitude, geometry, args.model)
         spare = {"case": case.name, "tool": "qsm-edge"}
         rows.append(
@@ -114,7 +117,7 @@ def bench_rows(args: argparse.Namespace) -> tuple[list[dict[str, object]], list[
         for name in args.other:
             path = case / f"{name}.nii.gz"
             if path.exists():
-                rows.append({"case": case.name, "tool": name} | scores(loaded(path)[0] > 0.5, truth))
+                rows.append({"case": case.name, "tool": name} | scores(loaded(path)[0][0] > 0.5, truth))
         centre = None
         if truth["lesions"].any():
             kept = {k: float(mask[truth["lesions"] == k].mean()) for k in np.unique(truth["lesions"]) if k}
@@ -123,7 +126,7 @@ def bench_rows(args: argparse.Namespace) -> tuple[list[dict[str, object]], list[
             centre = (a, b, c)
         panels.append(
             Panel(
-                magnitude,
+                magnitude[0],
                 tuple(float(v) for v in truth["voxel"]),
                 outlines,
                 f"{case.name}: {rows[-1 - len(args.other)]['dice']}",
@@ -192,7 +195,7 @@ def robust_rows(args: argparse.Namespace) -> tuple[list[dict[str, object]], list
             dice, worst = [], (2.0, None)
             for k in range(args.heads):
                 one = sample(heads, FIRST_SEED["develop"] + 500_000 + k, CURVES[name](value), plain=k % 2 == 0)
-                mask, _, _ = masked(one.magnitude[0], one.geometry, args.model)
+                mask, _, _ = masked(one.magnitude, one.geometry, args.model)
                 dice.append(agreement(mask, one.mask, 0.5))
                 if dice[-1] < worst[0]:
                     worst = (
@@ -222,14 +225,14 @@ def volume_rows(args: argparse.Namespace) -> tuple[list[dict[str, object]], list
     for path in args.files:
         volume, geometry = loaded(path)
         mask, seconds, edge = masked(volume, geometry, args.model)
-        others = {name: loaded(path.parent / f"{name}.nii.gz")[0] > 0.5 for name in args.other}
+        others = {name: loaded(path.parent / f"{name}.nii.gz")[0][0] > 0.5 for name in args.other}
         row: dict[str, object] = {"volume": path.parent.name if others else path.name}
         row["ml"] = round(float(mask.sum() * np.prod(geometry.voxel_mm)) / 1000)
         row |= {"pieces": int(ndi.label(mask)[1]), "edge_mm": round(edge, 2), "seconds": round(seconds, 2)}
-        rows.append(row | (against(mask, volume, geometry, others) if others else {}))
+        rows.append(row | (against(mask, volume[0], geometry, others) if others else {}))
         panels.append(
             Panel(
-                volume,
+                volume[0],
                 geometry.voxel_mm,
                 {"yellow": mask, **dict(zip(COLOURS, others.values(), strict=False))},
                 path.name,

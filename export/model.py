@@ -1,4 +1,4 @@
-"""The two mask networks: `BasicUNet`, of the published shape, and `EdgeNet`, ours, made for two cores.
+"""The mask networks: `BasicUNet`, of the published shape, `EdgeNet`, ours, made for two cores, and its second look `FineNet`.
 
 QSMmask-net (Lee et al., NMR Biomed 2025, doi:10.1002/nbm.70057) is a five-level U-Net in the layout that MONAI gives the
 name BasicUNet, on windows of 128 x 128 x 64 voxels. `EdgeNet` looks at the whole head at once, on 2 mm. It has no
@@ -14,6 +14,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from qsm_edge.masking.fine import CHANNELS as INPUTS
+from qsm_edge.masking.fine import UNIT
 
 PUBLISHED = (16, 32, 64, 128, 256, 32)
 SLOPE = 0.1
@@ -184,11 +187,35 @@ class EdgeNet(nn.Module):
         return _to_voxels(self.out(fine)) + x * (first + x * second)
 
 
+class FineNet(nn.Module):
+    """The second look, on the scanner's own voxels near the brain: (n, 4, z, y, x) as `masking.fine` makes them -> logits
+    (n, 2, z, y, x), the mask and the brain's tissue; lengths even.
+
+    What it gives is added to the first network's logits: again, of each voxel, a quadratic in its brightness, and a multiple
+    of its decay, with factors from 10 mm around. Nothing is normalised over space, so that any box gives the same.
+    """
+
+    def __init__(self, width: int = 32, blocks: int = 2) -> None:
+        super().__init__()
+        self.stem = ScaledConv(8 * INPUTS, width, 3)
+        self.blocks = nn.Sequential(*[_Residual(width) for _ in range(blocks)])
+        self.out = nn.Conv3d(width, 8 * 4 * OUTPUTS, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        around = functional.relu(self.blocks(self.stem(_to_channels(x))))
+        mask, tissue = _to_voxels(self.out(around)).chunk(2, dim=1)
+        bright, fall = x[:, 0:1], x[:, 1:2]
+        finer = [f[:, 0:1] + bright * (f[:, 1:2] + bright * f[:, 2:3]) + fall * f[:, 3:4] for f in (mask, tissue)]
+        return UNIT * x[:, 2:4] + torch.cat(finer, dim=1)
+
+
 def _to_channels(x: Tensor) -> Tensor:
-    """(n, 1, 2z, 2y, 2x) -> (n, 8, z, y, x)."""
-    n, _, z, y, x_ = x.shape
-    blocks = x.reshape(n, z // 2, 2, y // 2, 2, x_ // 2, 2).permute(0, 2, 4, 6, 1, 3, 5)
-    return blocks.reshape(n, 8, z // 2, y // 2, x_ // 2)
+    """(n, c, 2z, 2y, 2x) -> (n, 8c, z, y, x)."""
+    n, c, z, y, x_ = x.shape
+    blocks = x.reshape(n, c, z // 2, 2, y // 2, 2, x_ // 2, 2).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return blocks.reshape(n, 8 * c, z // 2, y // 2, x_ // 2)
 
 
 def _to_voxels(x: Tensor) -> Tensor:

@@ -77,17 +77,17 @@ def curve(table: Path, path: Path) -> None:
     with table.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     steps = [int(row["step"]) for row in rows]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.2))
-    for cell, names in zip(
-        axes, (("loss",), ("dice", "dice_min", "lesion_kept_min"), ("outside_ml", "missed_ml")), strict=True
-    ):
+    kinds = (("loss",), ("dice", "dice_min", "lesion_kept_min"), ("outside_ml", "missed_ml"))
+    shown = [found for names in kinds if (found := [name for name in names if name in rows[0]])]
+    figure, axes = plt.subplots(1, len(shown), figsize=(4 * len(shown), 3.2), squeeze=False)
+    for cell, names in zip(axes[0], shown, strict=True):
         for name in names:
             cell.plot(steps, [float(row[name]) for row in rows], label=name)
+        if not names[0].startswith("dice"):
+            cell.set_yscale("log")
         cell.set_xlabel("step")
         cell.legend(fontsize=8)
         cell.grid(alpha=0.3)
-    axes[0].set_yscale("log")
-    axes[2].set_yscale("log")
     figure.tight_layout()
     figure.savefig(path, dpi=80)
     plt.close(figure)

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.anatomy import CLOSING_MM
 from export.data import CARD, WORK, Source
-from export.model import folded
+from export.model import INPUTS, FineNet, folded
 from export.train import build
 
 TOLERANCE = 1e-4
@@ -49,6 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--precision", choices=("float32", "float16", "int8"), default="float16", help="of the stored weights"
     )
+    parser.add_argument(
+        "--fine", type=Path, help="last.pt of a run of export.fine: a second network, into OUT-fine.onnx"
+    )
+    parser.add_argument("--fine-threshold", type=float, default=0.5)
+    parser.add_argument("--fine-guard", type=float, default=0.3)
     parser.add_argument(
         "--label-maps", type=Path, help="heads for the comparison; procedural ones where it is not given"
     )
@@ -84,8 +89,33 @@ def main(arguments: list[str] | None = None) -> int:
     about = dict(line.split("=", 1) for line in args.about)
     about.setdefault("trained_steps", str(state["step"]))
     about.setdefault("commit", commit())
-    write_card(args.out, args, about)
+    write_card(args.out, args, about, fine=second(args, source) if args.fine else None)
     return 0
+
+
+def second(args: argparse.Namespace, source: Source) -> list[str]:
+    """Export the second network, compared like the first; returns its lines of the card."""
+    from export.fine import compared
+
+    state = torch.load(args.fine, weights_only=True, map_location="cpu")
+    network = FineNet(state["width"], state["blocks"])
+    network.load_state_dict(state["average"])
+    network = folded(network).eval()
+    rounded(network)
+    out = args.out.with_name(f"{args.out.stem}-fine.onnx")
+    whole = out.with_suffix(".float32.onnx")
+    sides = dict(enumerate((2 * torch.export.Dim(axis) for axis in "zyx"), 2))
+    exported(network, torch.zeros(1, INPUTS, 40, 48, 44), whole, dynamic_shapes={"x": sides})
+    halved(whole, out)
+    whole.unlink()
+    worst = difference(network, out, compared(source, args.samples))
+    print(f"{out.name}: {out.stat().st_size / 1e6:.2f} MB, torch and onnxruntime differ by {worst:.1e}")
+    if not worst <= TOLERANCE:
+        out.unlink()
+        raise SystemExit(f"torch and onnxruntime differ by {worst:.1e}, wanted {TOLERANCE:.0e} at most")
+    digest = hashlib.sha256(out.read_bytes()).hexdigest()
+    cuts = [f"threshold = {args.fine_threshold}", f"guard = {args.fine_guard}"]
+    return ["[fine]", f'file = "{out.name}"', f'sha256 = "{digest}"', *cuts, ""]
 
 
 def outputs_of(weights: dict[str, torch.Tensor]) -> int:
@@ -163,8 +193,17 @@ def difference(network: torch.nn.Module, path: Path, tensors: list[np.ndarray]) 
     return worst
 
 
-def write_card(path: Path, args: argparse.Namespace, about: dict[str, str], grid: list[str] | None = None) -> None:
-    """The .toml beside the .onnx, as `qsm_edge.modelcard` reads it; `grid`: other lines for [input] than those of `CARD`."""
+def write_card(
+    path: Path,
+    args: argparse.Namespace,
+    about: dict[str, str],
+    grid: list[str] | None = None,
+    fine: list[str] | None = None,
+) -> None:
+    """The .toml beside the .onnx, as `qsm_edge.modelcard` reads it.
+
+    grid : other lines for [input] than those of `CARD`. fine : the lines of [fine].
+    """
     quoted = lambda text: '"' + str(text).replace("\\", "\\\\").replace('"', '\\"') + '"'  # noqa: E731
     lines = [
         f"name = {quoted(args.name)}",
@@ -184,6 +223,7 @@ def write_card(path: Path, args: argparse.Namespace, about: dict[str, str], grid
             else [f"mirror = {str(args.mirror).lower()}", f"closing_mm = {CLOSING_MM}", f"guard = {args.guard}"]
         ),
         "",
+        *(fine or []),
         "[about]",
         *[f"{key} = {quoted(text)}" for key, text in sorted(about.items())],
         "",

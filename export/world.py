@@ -9,7 +9,7 @@ import scipy.ndimage as ndi
 
 from export.anatomy import Anatomy
 
-FINEST_MM = 1.5  # finer voxels are averaged to this before anything is computed: the network sees 2 mm
+FINEST_MM = 1.5  # finer voxels are averaged to this before anything is computed: the first network sees 2 mm
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Protocol:
     """How a sample is acquired. te_s (echoes), b0_tesla, voxel_mm (z, y, x), noise (sd of real and imaginary part, water at
     the coil's middle = 1), tilt_deg (about x, y, z), slab_mm: (lowest, highest) of the slices from the brain's middle along
     the slab's normal, None for the brain and 12 mm more; coil_depth: how much darker the middle is than the rim, for a
-    receive coil that nothing corrects (0 none, 0.7 usual), None for a random one."""
+    receive coil that nothing corrects (0 none, 0.7 usual), None for a random one; finest_mm: finer voxels are averaged to it."""
 
     te_s: tuple[float, ...]
     b0_tesla: float
@@ -26,6 +26,7 @@ class Protocol:
     tilt_deg: tuple[float, float, float]
     slab_mm: tuple[float, float] | None
     coil_depth: float | None = None
+    finest_mm: float = FINEST_MM
 
 
 def random_protocol(rng: np.random.Generator) -> Protocol:
@@ -123,7 +124,7 @@ class World:
             box[0] = [self.brain_mm[0, 0] - 12, self.brain_mm[0, 1] + 12]
         else:
             box[0] = [max(box[0][0], how.slab_mm[0]), min(box[0][1], how.slab_mm[1])]
-        steps = [max(v, FINEST_MM) for v in how.voxel_mm]
+        steps = [max(v, how.finest_mm) for v in how.voxel_mm]
         shape = [max(8, round((b - a) / s)) for (a, b), s in zip(box, steps, strict=True)]
         a, b, c = shape
         return (

@@ -6,7 +6,7 @@ import math
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ NORMALISATIONS = ("none", "minmax", "p99", "zscore")
 CENTRES = ("volume", "head")
 LARGEST_VOXELS = 512**3
 KEYS = {
-    "": {"name", "version", "sha256", "opset", "licence", "input", "output", "windows", "about"},
+    "": {"name", "version", "sha256", "opset", "licence", "input", "output", "windows", "fine", "about"},
     "input": {"shape", "spacing_mm", "axes", "normalisation", "centre"},
     "windows": {"share", "overlap"},
     "output": {"kind", "threshold", "mirror", "closing_mm", "guard"},
+    "fine": {"file", "sha256", "threshold", "guard"},
 }
+FINE_INPUTS = 4  # volumes that a second network sees, see `masking.fine`
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class Card:
     normalisation and centre as `masking.grid` knows them; output 'probability', 'logit' or 'signed_distance' (mm, positive
     inside); threshold on the probability, 0.5 at a logit or distance of 0; mirror: the output is averaged with that of the
     head mirrored left to right; closing_mm: the network gives two volumes, the mask and the brain's tissue, and what counts is
-    the tissue cut at the threshold and closed with a ball of this radius, where the mask's probability exceeds guard.
+    the tissue cut at the threshold and closed with a ball of this radius, where the mask's probability exceeds guard; inputs:
+    volumes that the network sees; fine: a second network, of free shape, that sees the neighbourhood of the brain finely,
+    in a file of its own beside this one.
     """
 
     name: str
@@ -60,6 +64,9 @@ class Card:
     mirror: bool = False
     closing_mm: float | None = None
     guard: float = 0.0
+    inputs: int = 1
+    file: str = ""
+    fine: Card | None = None
 
     @property
     def channels(self) -> int:
@@ -73,7 +80,8 @@ def read_card(path: Path) -> Card:
     try:
         table = tomllib.loads(card.read_text(encoding="utf-8"))
         grid, output, windows = table["input"], table["output"], table.get("windows")
-        parts = (("", table), ("input", grid), ("output", output), ("windows", windows or {}))
+        second = table.get("fine")
+        parts = (("", table), ("input", grid), ("output", output), ("windows", windows or {}), ("fine", second or {}))
         unknown = [key for name, part in parts for key in set(part) - KEYS[name]]
         if unknown:
             raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
@@ -95,6 +103,8 @@ def read_card(path: Path) -> Card:
             guard=float(output.get("guard", 0.0)),
             windows=Windows(_three(windows["share"], float), float(windows["overlap"])) if windows else None,
         )
+        if second is not None:
+            read = replace(read, fine=_fine(read, second))
     except OSError:
         raise ModelRefused(
             "model_card", "the model has no card", where=card.name, wanted="a .toml beside the .onnx"
@@ -116,10 +126,40 @@ def read_card(path: Path) -> Card:
         (0 <= read.guard < 1, read.guard, "a guard from 0 to 1"),
         (not read.windows or read.closing_mm is None, "windows and a closing", "one of them"),
         (0 < read.threshold < 1, read.threshold, "a probability between 0 and 1"),
+        *_fits(read.fine, read.closing_mm),
     ):
         if not fits:
             raise ModelRefused("model_card", where=card.name, got=got, wanted=wanted)
     return read
+
+
+def _fine(first: Card, table: Any) -> Card:
+    """The card of the second network: what the first's says, but for its file, its shape and where its output is cut."""
+    return replace(
+        first,
+        sha256=_text(table, "sha256").lower(),
+        shape=None,
+        spacing_mm=None,
+        threshold=float(table["threshold"]),
+        guard=float(table["guard"]),
+        mirror=False,
+        inputs=FINE_INPUTS,
+        file=_text(table, "file"),
+    )
+
+
+def _fits(fine: Card | None, closing_mm: float | None) -> tuple[tuple[object, object, object], ...]:
+    """What has to be true of a second network: (whether it is, got, wanted)."""
+    if fine is None:
+        return ()
+    return (
+        (closing_mm is not None, "a second network without closing_mm", "closing_mm"),
+        (fine.output == "logit", fine.output, "logit where there is a second network"),
+        (re.fullmatch("[0-9a-f]{64}", fine.sha256), "fine sha256", "64 hexadecimal digits"),
+        (re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.onnx", fine.file), "fine file", "a file name that ends in .onnx"),
+        (0 < fine.threshold < 1, fine.threshold, "a probability between 0 and 1"),
+        (0 <= fine.guard < 1, fine.guard, "a guard from 0 to 1"),
+    )
 
 
 def _plausible(shape: tuple[int, int, int]) -> bool:

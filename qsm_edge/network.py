@@ -36,10 +36,14 @@ LARGEST_BYTES = 1_000_000_000
 
 
 class Network:
-    """A loaded model: `segment` runs it; `provider` is what it runs on; `notes` tell of every fallback so far."""
+    """A loaded model: `segment` runs it; `provider` is what it runs on; `notes` tell of every fallback so far.
+
+    `fine` is the second network of a card that has one, else None.
+    """
 
     def __init__(self, card: Card, content: bytes, wanted: Sequence[str], threads: int, where: str) -> None:
         self.card = card
+        self.fine: Network | None = None
         self._content, self._threads, self._where = content, threads, where
         self._notes: list[Note] = []
         self._session, self.provider = self._start(wanted)
@@ -47,16 +51,16 @@ class Network:
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """A Note network_fallback for each provider that was wanted and did not run."""
-        return tuple(self._notes)
+        """A Note network_fallback for each provider that was wanted and did not run, of either network, once."""
+        return tuple(dict.fromkeys((*self._notes, *(self.fine.notes if self.fine else ()))))
 
     def segment(self, tensor: np.ndarray) -> np.ndarray:
-        """The model's continuous output (1, channels, z, y, x) for a float32 tensor (1, 1, z, y, x) of the card's shape.
+        """The model's continuous output (1, channels, z, y, x) for a float32 tensor (1, inputs, z, y, x) of the card's shape.
 
         A card with windows takes any shape and has the network run on each window. Where an accelerator fails while it
         runs, the CPU runs the network again, and `notes` say so.
         """
-        wanted = (1, 1, *(self.card.shape or tensor.shape[-3:]))
+        wanted = (1, self.card.inputs, *(self.card.shape or tensor.shape[-3:]))
         if tensor.shape != wanted or tensor.dtype != np.float32:
             got = f"{tensor.shape} {tensor.dtype}"
             raise ModelRefused("model_foreign", "wrong input", got=got, wanted=f"{wanted} float32")
@@ -132,6 +136,22 @@ def load(path: Path, *, providers: str = "auto", threads: int | None = None) -> 
     if not path.is_file():
         raise ModelRefused("no_model", where=path.name, got="no such file")
     card = read_card(path)
+    files = [(path, card)] + ([(path.with_name(card.fine.file), card.fine)] if card.fine else [])
+    contents = [_checked(file, its) for file, its in files]
+    available = _runtime().get_available_providers()
+    wanted = named or [p for p in AUTO if p in available]
+    loaded = [
+        Network(its, content, wanted, threads or usable_threads(), file.name)
+        for (file, its), content in zip(files, contents, strict=True)
+    ]
+    loaded[0].fine = loaded[1] if card.fine else None
+    return loaded[0]
+
+
+def _checked(path: Path, card: Card) -> bytes:
+    """The bytes of a model file that is what its card says."""
+    if not path.is_file():
+        raise ModelRefused("no_model", where=path.name, got="no such file")
     if path.stat().st_size > LARGEST_BYTES:
         raise ModelRefused("model_foreign", "the file is too large", where=path.name, got=path.stat().st_size)
     content = path.read_bytes()
@@ -139,9 +159,7 @@ def load(path: Path, *, providers: str = "auto", threads: int | None = None) -> 
     if digest != card.sha256:
         raise ModelRefused("model_checksum", where=path.name, got=digest, wanted=card.sha256)
     _inspect(content, card, path.name)
-    available = _runtime().get_available_providers()
-    wanted = named or [p for p in AUTO if p in available]
-    return Network(card, content, wanted, threads or usable_threads(), path.name)
+    return content
 
 
 def installed_runtimes() -> dict[str, str]:
@@ -202,24 +220,24 @@ def _options(runtime: Any, threads: int, provider: str) -> Any:
 
 
 def _check(session: Any, card: Card, where: str) -> None:
-    """One float input and one float output of the card's static shape, or of a free one for windows, else model_foreign."""
+    """One float input and one float output of the card's static shape, or of a free one where it has none, else model_foreign."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or len(outputs) != 1:
         got = f"{len(inputs)} inputs, {len(outputs)} outputs"
         raise ModelRefused("model_foreign", where=where, got=got, wanted="one of each")
-    for what, end, channels in (("input", inputs[0], 1), ("output", outputs[0], card.channels)):
+    for what, end, channels in (("input", inputs[0], card.inputs), ("output", outputs[0], card.channels)):
         if card.shape:
             wanted, fits = str([1, channels, *card.shape]), list(end.shape) == [1, channels, *card.shape]
         else:
-            wanted, fits = "[1, 1] and three free axes", _is_free(list(end.shape))
+            wanted, fits = f"[1, {channels}] and three free axes", _is_free(list(end.shape), channels)
         if end.type != "tensor(float)" or not fits:
             got = f"{end.type} {end.shape}"
             text = f"not the {what} of the card"
             raise ModelRefused("model_foreign", text, where=where, got=got, wanted=f"tensor(float) {wanted}")
 
 
-def _is_free(shape: list[int | str | None]) -> bool:
-    return len(shape) == 5 and shape[:2] == [1, 1] and not any(isinstance(n, int) for n in shape[2:])
+def _is_free(shape: list[int | str | None], channels: int) -> bool:
+    return len(shape) == 5 and shape[:2] == [1, channels] and not any(isinstance(n, int) for n in shape[2:])
 
 
 # What an ONNX file, a protobuf message, says about itself: message -> {field: message below it}, as far as tensors, operators

@@ -37,6 +37,40 @@ def model(shape=SHAPE, *, element=TensorProto.FLOAT, outputs=1, opset=17, batch=
     return helper.make_model(graph, opset_imports=sets, ir_version=8).SerializeToString()
 
 
+def passing(*, inputs=4, outputs=2, gain=4.0, shift=0.0, decay=0.0):
+    """A second network, of any shape, that says what the first said: its last inputs times `gain`, plus `shift`, plus
+    `decay` times its second input."""
+    numbers = [("first", [inputs - outputs]), ("last", [inputs]), ("axis", [1]), ("one", [1]), ("two", [2])]
+    factors = (("gain", gain), ("shift", shift), ("decay", decay))
+    constants = [helper.make_tensor(name, TensorProto.INT64, (1,), values) for name, values in numbers]
+    constants += [helper.make_tensor(name, TensorProto.FLOAT, (), [value]) for name, value in factors]
+    nodes = [
+        helper.make_node("Slice", ["image", "first", "last", "axis"], ["said"]),
+        helper.make_node("Slice", ["image", "one", "two", "axis"], ["fall"]),
+        helper.make_node("Mul", ["said", "gain"], ["scaled"]),
+        helper.make_node("Mul", ["fall", "decay"], ["share"]),
+        helper.make_node("Add", ["scaled", "share"], ["moved"]),
+        helper.make_node("Add", ["moved", "shift"], ["soft"]),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, channels, "z", "y", "x"))
+        for name, channels in (("image", inputs), ("soft", outputs))
+    ]
+    graph = helper.make_graph(nodes, "passing", ends[:1], ends[1:], constants)
+    return helper.make_model(graph, opset_imports=[OPSET], ir_version=8).SerializeToString()
+
+
+def installed_pair(folder, fine=None, **changes):
+    """A first network of two outputs with a second one beside it, both named in its card; see `installed`."""
+    fine = passing() if fine is None else fine
+    (folder / "tiny-fine.onnx").write_bytes(fine)
+    card = {
+        "output__closing_mm": 4.0, "output__guard": 0.1, "fine__file": "tiny-fine.onnx",
+        "fine__sha256": hashlib.sha256(fine).hexdigest(), "fine__threshold": 0.5, "fine__guard": 0.1,
+    }  # fmt: skip
+    return installed(folder, model(channels=2), **(card | changes))
+
+
 def unary(*operators):
     """A network that applies ONNX operators of one input one after the other."""
     names = ["image", *(f"step{i}" for i in range(len(operators)))]
@@ -63,8 +97,9 @@ def installed(folder, content=None, **changes):
     }  # fmt: skip
     card |= changes
     lines = [f"{key} = {toml(value)}" for key, value in card.items() if value is not None and "__" not in key]
-    for table in ("input", "output"):
-        lines.append(f"[{table}]")
+    for table in ("input", "output", "fine"):
+        if table != "fine" or any(key.startswith("fine__") for key in card):
+            lines.append(f"[{table}]")
         for key, value in card.items():
             if value is not None and key.startswith(f"{table}__"):
                 lines.append(f"{key.split('__')[1]} = {toml(value)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.ndimage as ndi
@@ -12,10 +13,14 @@ import scipy.ndimage as ndi
 from qsm_edge.errors import InputRefused, ModelRefused, UsageError
 from qsm_edge.masking.classical import first_echo
 from qsm_edge.masking.confidence import Confidence, agreement, edge_mm
+from qsm_edge.masking.fine import fine_input, late_echo, placed
 from qsm_edge.masking.grid import Grid, prepare, reach, restore
 from qsm_edge.masking.morphology import closed, filled, grown, largest, otsu
 from qsm_edge.modelcard import Card
 from qsm_edge.types import Array, Geometry, Note, OnIteration
+
+if TYPE_CHECKING:
+    from qsm_edge.network import Network
 
 _TRIM_MM = 3.0  # how far from its surface a mask is trimmed where there is no signal
 _FIRM = 0.9  # probability of brain at which a voxel stays, however dark: a bleed at the surface
@@ -36,7 +41,9 @@ def network(
     on_confidence: Callable[[Confidence], None] | None = None,
     on_iteration: OnIteration | None = None,
 ) -> np.ndarray:
-    """Brain mask by an ONNX network from the first echo's magnitude, cleaned to one piece without holes.
+    """Brain mask by an ONNX network from the magnitude, cleaned to one piece without holes.
+
+    The first echo is what the network sees; where its card has a second network, that sees how the signal decays as well.
 
     `model`: ONNX file with its card beside it; None takes the one that ships. `providers`, `threads`: see `network.load`.
     `smooth_mm`: see `clean`. `on_note` gets a Note for every provider that was wanted and did not run, and one where the
@@ -78,17 +85,42 @@ def network(
     if on_note and sure.is_low:
         twice = "" if sure.agreement is None else f", Dice {sure.agreement:.3f} with the mirrored head"
         on_note(Note("mask_uncertain", f"The mask network is unsure of the edge: {sure.edge_mm:.1f} mm wide{twice}."))
-    soft = _native(level[0, -1], grid, geometry, card)
     if card.closing_mm is None:
+        soft = _native(level[0, -1], grid, geometry, card)
         return clean(soft, geometry, threshold=card.threshold, smooth_mm=smooth_mm, magnitude=first)
-    tissue = soft > card.threshold
+    brain, tissue, card = _outputs(level, grid, magnitude, first, geometry, loaded)
+    solid = _closed(tissue > card.threshold, brain, card, geometry)
+    return clean(solid, geometry, smooth_mm=smooth_mm, magnitude=first, firm=brain > _FIRM)
+
+
+def _outputs(
+    level: np.ndarray, grid: Grid, magnitude: Array, first: np.ndarray, geometry: Geometry, loaded: Network
+) -> tuple[np.ndarray, np.ndarray, Card]:
+    """Probabilities of the mask and of tissue on the native grid, with the card that says where they are cut.
+
+    By the second network where there is one and the first has found a brain for it to look at.
+    """
+    card = loaded.card
+    brain = _native(level[0, 0], grid, geometry, card)
+    if loaded.fine is not None:
+        late = late_echo(magnitude, first, brain > 0.5)
+        seen = fine_input(first, late, geometry, level[0, 0], level[0, 1], grid)
+        if seen is not None:
+            found = loaded.fine.segment(seen.tensor)[0]
+            finer = [_native(placed(one, seen, -_REACH), seen.grid, geometry, loaded.fine.card) for one in found]
+            return finer[0], finer[1], loaded.fine.card
+    return brain, _native(level[0, 1], grid, geometry, card), card
+
+
+def _closed(tissue: np.ndarray, brain: np.ndarray, card: Card, geometry: Geometry) -> np.ndarray:
+    """Tissue closed by the card's ball where the mask is not unlikely; float32 0 or 1."""
+    assert card.closing_mm is not None
     box = reach(tissue, [card.closing_mm / v + 2 for v in geometry.voxel_mm])
     solid = np.zeros(geometry.shape, np.float32)
     solid[box] = closed(tissue[box], card.closing_mm, geometry.voxel_mm)
-    brain = _native(level[0, 0], grid, geometry, card)
     if card.guard:
         solid[box] *= brain[box] > card.guard
-    return clean(solid, geometry, smooth_mm=smooth_mm, magnitude=first, firm=brain > _FIRM)
+    return solid
 
 
 def _native(volume: np.ndarray, grid: Grid, geometry: Geometry, card: Card) -> np.ndarray:

@@ -142,6 +142,16 @@ def up_weights(grid: Grid) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return out, covered
 
 
+def between(grid: Grid, other: Grid, box: Sequence[slice]) -> list[np.ndarray]:
+    """For each axis the matrix (part of `other`, grid) that interpolates from one grid of a volume to a box of another."""
+    out = []
+    for n, h, c, m, g, d, part in zip(
+        grid.shape, grid.spacing_mm, grid.centre_mm, other.shape, other.spacing_mm, other.centre_mm, box, strict=True
+    ):
+        out.append(_hat(_points(m, g, d)[part], _points(n, h, c), h).astype(np.float32))
+    return out
+
+
 def apply(volume: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
     """Resample each axis by its matrix, the most reducing first; float32, contiguous."""
     out = np.asarray(volume, dtype=np.float32)

@@ -1,0 +1,198 @@
+"""The second look at the neighbourhood of the brain: what the second network sees, and what becomes of what it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qsm_edge import masking, network
+from qsm_edge.masking import fine
+from qsm_edge.masking.grid import layout, restore
+from qsm_edge.types import Geometry
+from tests.network_factory import ball, dice, installed, installed_pair, model, passing, refused, series
+
+SHAPE = (30, 34, 28)
+RATE = 18.0
+
+
+def geometry(voxel=(1.0, 1.0, 1.0), shape=SHAPE):
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[0, 0, voxel[2]], [0, voxel[1], 0], [voxel[0], 0, 0]])
+    return Geometry(shape, affine)
+
+
+def echo(where, time_s=0.0, rate=RATE):
+    """A brain of 1 that decays, in air of 0."""
+    return (ball(where, 12.0) * np.exp(-rate * time_s)).astype(np.float32)
+
+
+def logits(where, spacing=2.0, shape=(20, 20, 20)):
+    """What a first network says of a ball of 12 mm, on a grid of its own."""
+    coarse = layout(where, "SPL", (spacing,) * 3, shape)
+    lines = [(np.arange(n) - (n - 1) / 2) * spacing for n in shape]
+    far = np.sqrt(sum(a**2 for a in np.meshgrid(*lines, indexing="ij")))
+    return (12.0 - far).astype(np.float32), coarse
+
+
+def seen(where, late=None, first=None):
+    brain, coarse = logits(where)
+    first = echo(where) if first is None else first
+    return fine.fine_input(first, late, where, brain, brain - 1, coarse)
+
+
+def test_voxels_of_about_a_millimetre_are_seen_as_they_are():
+    where = geometry()
+    first = echo(where) * np.random.default_rng(0).uniform(0.5, 1.5, SHAPE).astype(np.float32)
+    found = seen(where, first=first)
+    part = first[found.box]
+    ours = found.tensor[0, 0][tuple(slice(n) for n in part.shape)]
+    level = part[found.tensor[0, 2][tuple(slice(n) for n in part.shape)] > 0]
+    assert found.grid.shape == SHAPE
+    assert np.allclose(ours * np.median(level), part, atol=1e-5)
+
+
+@pytest.mark.parametrize(("voxel", "spacing"), [((0.5, 0.5, 2.0), (1.0, 1.0, 1.0)), ((1.2, 0.6, 1.0), (1.2, 1.0, 1.0))])
+def test_other_voxels_are_brought_to_a_millimetre(voxel, spacing):
+    shape = tuple(round(n / v) for n, v in zip(SHAPE, voxel, strict=True))
+    found = seen(geometry(voxel, shape))
+    assert found.grid.spacing_mm == spacing
+    assert all(n % 2 == 0 for n in found.tensor.shape[2:])
+
+
+def test_the_box_holds_the_brain_and_what_is_around_it():
+    found = seen(geometry())
+    around = 2 * (12 + fine._MARGIN_MM)
+    assert all(around - 4 <= n <= around + 6 or n == m for n, m in zip(found.tensor.shape[2:], SHAPE, strict=True))
+    assert (found.tensor[0, 2] > 0).sum() == pytest.approx((ball(geometry(), 12.0) > 0.5).sum(), rel=0.05)
+
+
+def test_stored_in_another_orientation_it_is_the_same():
+    where = geometry((1.0, 1.1, 1.2))
+    first, late = echo(where), echo(where, 0.02)
+    first[3:9, 5:9, 4:8] += 0.3
+    brain, coarse = logits(where)
+    turned = where.affine_lps[:, [2, 0, 1, 3]].copy()
+    turned[:3, 3] += turned[:3, 0] * (SHAPE[2] - 1)
+    turned[:3, 0] *= -1
+    other = Geometry((SHAPE[2], SHAPE[0], SHAPE[1]), turned)
+    stored = [np.ascontiguousarray(v.transpose(2, 0, 1)[::-1]) for v in (first, late)]
+    one = fine.fine_input(first, late, where, brain, brain, coarse)
+    two = fine.fine_input(*stored, other, brain, brain, layout(other, "SPL", (2.0,) * 3, coarse.shape))
+    assert np.allclose(one.tensor, two.tensor, atol=1e-5)
+
+
+@pytest.mark.parametrize("gap_s", [0.004, 0.012, 0.03])
+@pytest.mark.parametrize("gain", [1.0, 300.0])
+def test_decay_tells_tissue_by_its_rate_whatever_the_gap_and_the_gain(gap_s, gain):
+    where = geometry()
+    slow = np.s_[13:17, 15:19, 12:16]
+    rates = np.full(SHAPE, RATE)
+    rates[slow] = 3.0
+    first = gain * echo(where)
+    found = seen(where, late=first * np.exp(-rates * gap_s).astype(np.float32), first=first)
+    fall = np.zeros(SHAPE, np.float32)
+    fall[found.box] = found.tensor[0, 1][tuple(slice(b.stop - b.start) for b in found.box)]
+    assert fall[slow] == pytest.approx(np.tanh(3.0 / RATE / 2), abs=0.01)
+    assert fall[10, 17, 14] == pytest.approx(np.tanh(0.5), abs=0.01)
+    assert fall[0, 0, 0] == 0
+
+
+def test_without_a_late_echo_or_with_one_that_is_too_early_there_is_no_decay():
+    where = geometry()
+    assert not seen(where).tensor[0, 1].any()
+    assert not seen(where, late=echo(where, 0.001)).tensor[0, 1].any()
+
+
+def test_the_late_echo_is_the_darkest_that_has_enough_signal_left():
+    where = geometry()
+    inside = ball(where, 12.0) > 0.5
+    echoes = np.stack([echo(where, t) for t in (0.0, 0.02, 0.04, 0.08)])
+    assert np.array_equal(fine.late_echo(echoes, echoes[0], inside), echoes[2])
+    assert fine.late_echo(echoes[:1], echoes[0], inside) is None
+    assert fine.late_echo(echoes[[0, 3]], echoes[0], inside) is None
+    assert fine.late_echo(echoes, echoes[0], np.zeros(SHAPE, bool)) is None
+
+
+def test_no_brain_or_no_signal_is_nothing_to_look_at():
+    where = geometry()
+    brain, coarse = logits(where)
+    assert fine.fine_input(echo(where), None, where, np.full_like(brain, -5), brain, coarse) is None
+    assert fine.fine_input(np.zeros(SHAPE, np.float32), None, where, brain, brain, coarse) is None
+
+
+def test_what_is_placed_lies_where_it_was_seen():
+    where = geometry(shape=(50, 52, 46))
+    found = seen(where)
+    back = fine.placed(found.tensor[0, 2], found, -9.0)
+    assert back.shape == where.shape
+    brain, coarse = logits(where)
+    assert np.array_equal(back > 0, restore(brain, coarse, where, beyond=-9.0) > 0)
+    assert back[0, 0, 0] == -9.0
+
+
+# ---- two networks ----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_network_that_agrees_changes_nothing(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    alone = installed(tmp_path / "one", model(channels=2), output__closing_mm=4.0, output__guard=0.1)
+    pair = installed_pair(tmp_path / "two")
+    masks = [masking.network(*series(), model=path) for path in (alone, pair)]
+    assert dice(*masks) > 0.985
+
+
+def test_the_second_network_has_the_last_word(tmp_path):
+    sizes = []
+    for shift in (-3.0, 0.0, 3.0):
+        folder = tmp_path / str(shift)
+        folder.mkdir()
+        path = installed_pair(folder, passing(shift=shift))
+        sizes.append(int(masking.network(*series(), model=path).sum()))
+    assert sizes[0] < sizes[1] < sizes[2]
+
+
+def test_later_echoes_reach_the_second_network_alone(tmp_path):
+    magnitude, phase, _, where = series()
+    late = magnitude * np.float32(0.6)
+    late[:, : late.shape[1] // 2] *= 0.5
+    both = (np.concatenate([magnitude, late]), np.concatenate([phase, phase]), (0.005, 0.02), where)
+    (tmp_path / "decay").mkdir()
+    (tmp_path / "plain").mkdir()
+    plain = installed(tmp_path / "plain", model(channels=2), output__closing_mm=4.0)
+    decay = installed_pair(tmp_path / "decay", passing(decay=-20.0))
+    assert np.array_equal(*(masking.network(*given, model=plain) for given in (both, series())))
+    one, two = (masking.network(*given, model=decay) for given in (both, series()))
+    assert dice(one, two) < 0.9
+
+
+def test_its_figures_stand_in_the_card(tmp_path):
+    loaded = network.load(installed_pair(tmp_path, fine__threshold=0.4, fine__guard=0.2))
+    card = loaded.fine.card
+    assert (card.threshold, card.guard, card.shape, card.inputs, card.channels) == (0.4, 0.2, None, 4, 2)
+    assert network.load(installed(tmp_path)).fine is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"fine__file": "elsewhere.onnx"}, "no_model"),
+        ({"fine__sha256": "0" * 64}, "model_checksum"),
+        ({"fine__file": "../tiny-fine.onnx"}, "model_card"),
+        ({"fine__file": "tiny-fine.bin"}, "model_card"),
+        ({"fine__sha256": "short"}, "model_card"),
+        ({"fine__threshold": 1.0}, "model_card"),
+        ({"fine__guard": -0.1}, "model_card"),
+        ({"fine__spacing": 1.0}, "model_card"),
+        ({"fine__file": None}, "model_card"),
+        ({"output__closing_mm": None, "output__guard": None}, "model_card"),
+        ({"output__kind": "probability"}, "model_card"),
+    ],
+)
+def test_a_second_network_that_is_not_what_the_card_says_is_refused(tmp_path, changes, code):
+    assert refused(lambda: network.load(installed_pair(tmp_path, **changes))) == code
+
+
+@pytest.mark.parametrize("content", [passing(inputs=3), passing(outputs=1), model(channels=2), b"no network"])
+def test_a_second_network_of_another_shape_is_refused(tmp_path, content):
+    assert refused(lambda: network.load(installed_pair(tmp_path, content))) == "model_foreign"
