@@ -1,7 +1,7 @@
 """Stands in for `qsm-edge run INPUT OUTPUT --json`: a result whose bytes differ from run to run, as a time stamp makes them.
 
 Options: `--sleep S`, `--crash`, `--refuse CODE`, `--hang`, `--twice` (two acquisitions), `--verdict V`, `--report FOLDER` (of
-which the files are part of each result).
+which the files are part of each result). Unlike the real one it does not end with its parent.
 """
 
 from __future__ import annotations
