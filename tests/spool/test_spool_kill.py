@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pydicom
@@ -40,9 +42,35 @@ def _study(content: bytes) -> str:
     return str(pydicom.dcmread(io.BytesIO(content), specific_tags=["StudyInstanceUID"]).StudyInstanceUID)
 
 
-def _start(root: Path, seed: int) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def _life(root: Path, seed: int) -> Iterator[subprocess.Popen[bytes]]:
+    """One life of the service, which is over when this is, whatever the test came to."""
     words = [sys.executable, "-m", "tests.spool.killed_service", str(root), str(seed)]
-    return subprocess.Popen(words, cwd=ROOT, start_new_session=True)
+    service = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
+    try:
+        yield service
+    finally:
+        service.kill()
+        service.wait()
+
+
+def _told(root: Path) -> str:
+    """What state the spool is in, for who reads that the test has failed."""
+    tables = {
+        "jobs": "job, state, code, text, attempts, interruptions",
+        "findings": "study, state, code, files",
+        "deliveries": "job, path, state, attempts, outcome",
+        "instances": "state, COUNT(*) AS files FROM instances GROUP BY state",
+        "studies": "study, arrivals, looked",
+    }
+    lines = [
+        f"acknowledged: {len(set((root / 'acknowledged').read_text().split()))} of {len(os.listdir(root / 'night'))}"
+    ]
+    with opened(site(root).spool.folder) as spool:
+        for table, columns in tables.items():
+            rows = spool.ledger.rows(f"SELECT {columns if 'FROM' in columns else f'{columns} FROM {table}'}")
+            lines += [f"{table}:", *(f"  {dict(row)}" for row in rows)]
+    return "\n".join(lines)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no kill -9 on Windows")
@@ -60,28 +88,27 @@ def test_a_service_killed_again_and_again_loses_nothing_and_delivers_one_result_
     (tmp_path / "studies").write_text(str(studies))
     died = 0
     for number in range(kills):
-        service = _start(tmp_path, number)
-        _until_alive(tmp_path, service)
-        try:
-            assert service.wait(chance.uniform(0.0, 0.8)) == 0
-            break
-        except subprocess.TimeoutExpired:
-            os.kill(service.pid, signal.SIGKILL)  # the service alone: what it started has to end or be made up for
-            service.wait()
-            died += 1
-            _check_acknowledged(tmp_path)
+        with _life(tmp_path, number) as service:
+            _until_alive(tmp_path, service)
+            try:
+                assert service.wait(chance.uniform(0.0, 0.8)) == 0
+                break
+            except subprocess.TimeoutExpired:
+                os.kill(service.pid, signal.SIGKILL)  # the service alone: what it started has to be made up for
+                service.wait()
+                died += 1
+                _check_acknowledged(tmp_path)
     else:
-        last = _start(tmp_path, kills)
-        try:
-            assert last.wait(PATIENCE_S) == 0
-        finally:
-            last.kill()
-    assert died >= min(kills, 3)
+        with _life(tmp_path, kills) as last:
+            try:
+                assert last.wait(PATIENCE_S) == 0
+            except subprocess.TimeoutExpired:
+                pytest.fail(f"not ended within {PATIENCE_S:.0f} s; {_told(tmp_path)}", pytrace=False)
     _check_acknowledged(tmp_path)
     with opened(site(tmp_path).spool.folder) as spool:
+        assert states(spool) == ["done"] * studies, _told(tmp_path)
         assert recover(spool).requeued == 0
         check_agreement(spool)
-        assert states(spool) == ["done"] * studies
         assert states(spool, "instances") == ["held"] * len(list((tmp_path / "night").iterdir()))
         entered = {f"done/{r['job']}/{r['path']}": r["sha256"] for r in spool.ledger.rows("SELECT * FROM results")}
     received = defaultdict(set)
@@ -91,6 +118,7 @@ def test_a_service_killed_again_and_again_loses_nothing_and_delivers_one_result_
     assert all(len(digests) == 1 for digests in received.values())  # repeated perhaps, never another
     wanted = {(k.split("/")[1], k.split("/out/")[1]): {v} for k, v in entered.items() if k.endswith(".dcm")}
     assert received == wanted
+    assert died >= min(kills, 3)
 
 
 def _check_acknowledged(root: Path) -> None:
