@@ -1,7 +1,7 @@
 """Child processes: started in a group of their own, watched by the clock, ended as a group.
 
-Standard input of a child is a pipe into which nothing is written, and whose other end only this process has: at its end of
-file a child knows that its parent has ended, however that ended (`limits.end_with_pipe`).
+Standard input of a child is a pipe into which nothing is written, and whose other end only this process has: at its end
+of file a child knows that its parent has ended, however that ended (`limits.end_with_pipe`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Limits:
 
 @dataclass
 class Running:
-    """A child at work; what it writes to standard output goes into `said`. Its pipe is closed when it is seen to be over."""
+    """A child at work; what it writes to standard output goes into `said`. Its pipe is closed when it is over."""
 
     process: subprocess.Popen[bytes]
     said: Path

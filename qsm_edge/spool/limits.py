@@ -35,7 +35,7 @@ def limit(memory_bytes: int, cpu_s: int) -> None:
 
 
 def end_with_parent(parent: int) -> bool:
-    """Have the system kill this process when its parent ends, however that ends; False where it does not do that (Linux does)."""
+    """Have the system kill this process when its parent ends, however that ends; False where it does not (Linux does)."""
     if not sys.platform.startswith("linux"):
         return False
     import ctypes
@@ -51,8 +51,8 @@ def end_with_parent(parent: int) -> bool:
 def take_input() -> int:
     """Take standard input away from everything else in this process, which finds it empty; returns its descriptor.
 
-    Nothing is ever written into that pipe, so that a library which asked would wait for ever; and on Windows a second use of a
-    pipe that is being read hangs.
+    Nothing is ever written into that pipe: a library that asked would wait for ever. And on Windows a second use of a pipe
+    that is being read hangs.
     """
     pipe = os.dup(0)
     with open(os.devnull, "rb") as nothing:

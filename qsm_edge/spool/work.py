@@ -2,8 +2,8 @@
 
 ``done/<job>/out/<n>`` is a result folder for each acquisition, whole, as `publish` leaves it.
 
-Each attempt has a folder of its own, ``working/<job>/<attempt>`` with ``in``, ``out`` and ``said.json``, because a child may
-outlive a service that was killed: what such an orphan still writes is in nobody's way, and no attempt is judged by it.
+Each attempt has a folder of its own, ``working/<job>/<attempt>`` with ``in``, ``out`` and ``said.json``, because a child
+may outlive a service that was killed: what such an orphan writes is in nobody's way, and no other attempt is judged by it.
 """
 
 from __future__ import annotations
