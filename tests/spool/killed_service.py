@@ -50,7 +50,7 @@ def main() -> int:
     chance = random.Random(seed)
 
     def run(source: Path, output: Path) -> Sequence[str]:
-        return fake_run("--sleep", str(chance.choice(WORK_S)))(source, output)
+        return fake_run("--sleep", str(chance.choice(WORK_S)), "--roll", str(root / "roll"))(source, output)
 
     made_of = replace(parts(made, run=run), read=partial(_read, root), senders={"pacs": sender})
     return serve(made, made_of, stop=stop, log=logger(io.StringIO()), on_open=doors)
