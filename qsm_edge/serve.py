@@ -215,9 +215,10 @@ def serve(
                     break
                 stopping.wait(_FULL_TICK_S if state.full else TICK_S)
         finally:
-            with contextlib.suppress(QsmEdgeError, OSError):  # what cannot be entered now, the next start puts right
-                for started in state.working:
+            for started in state.working:  # each is stopped, whatever becomes of the others
+                with contextlib.suppress(QsmEdgeError, OSError):  # what cannot be entered, the next start puts right
                     work.requeue(spool, started, log=log)
+            with contextlib.suppress(QsmEdgeError, OSError):
                 for job in sorted(state.unentered):
                     work.give_back(spool, job)
             log("stopped", {})

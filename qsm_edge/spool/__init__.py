@@ -32,7 +32,8 @@ finding
 job
     A complete acquisition, or several that share a series. Its name is a hash of the images that it is made of: the
     same images are the same job however often and in whatever order they come, and a late image makes another job,
-    which supersedes the first.
+    which supersedes the first. Each attempt at it has a folder of its own, ``working/<job>/<attempt>/``, and what an attempt
+    made that outlived its service is never part of a later one.
 
     ::
 

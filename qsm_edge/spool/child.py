@@ -1,4 +1,8 @@
-"""Child processes: started in a group of their own, watched by the clock, ended as a group."""
+"""Child processes: started in a group of their own, watched by the clock, ended as a group.
+
+Standard input of a child is a pipe into which nothing is written, and whose other end only this process has: at its end
+of file a child knows that its parent has ended, however that ended (`limits.end_with_pipe`).
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ class Limits:
 
 @dataclass
 class Running:
-    """A child at work; what it writes to standard output goes into `said`."""
+    """A child at work; what it writes to standard output goes into `said`. Its pipe is closed when it is over."""
 
     process: subprocess.Popen[bytes]
     said: Path
@@ -60,7 +64,7 @@ def _popen(words: Sequence[str], out: IO[bytes]) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": package, "QSM_EDGE_PARENT": str(os.getpid())}
     return subprocess.Popen(
         words,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=out,
         stderr=subprocess.DEVNULL,
         env=environment,
@@ -71,6 +75,7 @@ def _popen(words: Sequence[str], out: IO[bytes]) -> subprocess.Popen[bytes]:
 def over(running: Running) -> bool:
     """Whether the child has ended; one that is past its wall clock is ended here."""
     if running.process.poll() is not None:
+        _close(running)
         return True
     if running.limits.wall_s and running.seconds > running.limits.wall_s:
         kill(running)
@@ -90,6 +95,7 @@ def kill(running: Running) -> None:
     """End the whole group at once."""
     _signal(running, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
     running.process.wait()
+    _close(running)
 
 
 def wait(running: Running) -> int | None:
@@ -109,6 +115,12 @@ def timed_out(running: Running) -> bool:
     if os.name != "nt" and status == -signal.SIGXCPU:
         return True
     return bool(running.limits.wall_s and running.seconds > running.limits.wall_s and status is not None and status < 0)
+
+
+def _close(running: Running) -> None:
+    """Let go of the pipe of a child that is over."""
+    if running.process.stdin is not None:
+        running.process.stdin.close()
 
 
 def _signal(running: Running, number: int) -> None:

@@ -156,6 +156,12 @@ def _link(source: Path, target: Path) -> None:
         sync_file(target)
 
 
+def clear(path: Path) -> None:
+    """Delete what attempts left. What an orphan of theirs has open (Windows) stays for the next start, in nobody's way."""
+    with contextlib.suppress(PermissionError):
+        remove(path)
+
+
 def remove(path: Path) -> None:
     """Delete a file or folder if it is there. A folder is first hidden, so that half of one never bears its name."""
     if path.is_dir() and not path.is_symlink():

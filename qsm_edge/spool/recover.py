@@ -9,6 +9,8 @@ a file in ``held`` without an entry    adopted: it was whole before it got its n
 an entry `purged`, its file there      deleted
 a job `working`                        `ready` again, and what it made so far is deleted: nothing of it was
                                        entered, so nothing of it was sent
+a child that outlived its service,     what it writes is deleted, here and by the next start: each attempt has
+and goes on writing                    a folder of its own, so that it is in nobody's way until then
 a job's folder that lies elsewhere     moved or made again, as the job's state says
 than its state says
 a folder of an unknown job, a hidden   deleted
@@ -24,7 +26,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qsm_edge.spool.folders import JOB_FOLDERS, Spool, build, present, remove
+from qsm_edge.spool.folders import JOB_FOLDERS, Spool, build, clear, present, remove
 from qsm_edge.spool.intake import MAX_INSTANCE_BYTES, adopt
 from qsm_edge.spool.log import Log, silent
 from qsm_edge.spool.work import settle
@@ -98,13 +100,12 @@ def _jobs(spool: Spool, retry_s: float, told: Recovered) -> None:
                 "UPDATE jobs SET state = 'ready', interruptions = ?, not_before_s = ? WHERE job = ?",
                 (again + 1, now + wait, row["job"]),
             )
-            remove(spool.job("working", row["job"]))
             told.requeued += 1
     jobs = {row["job"]: row for row in spool.ledger.rows("SELECT * FROM jobs")}
     for state in JOB_FOLDERS:
         for path in spool.folder(state).iterdir():
             if path.name not in jobs:  # hidden ones, too
-                remove(path)
+                (clear if state == "working" else remove)(path)
                 told.deleted += 1
     for name, row in jobs.items():
         settle(spool, name, row["state"], row["code"], row["text"])

@@ -1,6 +1,9 @@
 """A job in a child process: claimed in the ledger, run on its own folder, its results entered exactly once.
 
-``<job>/in`` has the input, ``<job>/out/<n>`` a result folder for each acquisition, whole, as `publish` leaves it.
+``done/<job>/out/<n>`` is a result folder for each acquisition, whole, as `publish` leaves it.
+
+Each attempt has a folder of its own, ``working/<job>/<attempt>`` with ``in``, ``out`` and ``said.json``, because a child
+may outlive a service that was killed: what such an orphan writes is in nobody's way, and no other attempt is judged by it.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +21,23 @@ from qsm_edge.errors import REASONS
 from qsm_edge.publish import sync_file
 from qsm_edge.spool import child
 from qsm_edge.spool.config import Destination, Work
-from qsm_edge.spool.folders import NOTHING_FREE, Spool, build, free_bytes, move, present, remove, sync_folder
+from qsm_edge.spool.folders import (
+    JOB_FOLDERS,
+    NOTHING_FREE,
+    Spool,
+    build,
+    clear,
+    free_bytes,
+    move,
+    present,
+    remove,
+    sync_folder,
+)
 from qsm_edge.spool.log import Log, silent
 
 _LONGEST_WAIT_S = 3600.0
+#: In an attempt's folder: what becomes the job's folder in ``done``. Children never write there.
+_WHOLE = "whole"
 #: Reasons of the machine and not of the input: the job waits and is tried again.
 _OF_THE_MACHINE = {"out_of_disk", "no_device"}
 
@@ -30,11 +47,12 @@ RunCommand = Callable[[Path, Path], Sequence[str]]
 
 @dataclass(frozen=True)
 class Started:
-    """A job that a child is at work on."""
+    """A job that a child is at work on, in a folder that no other attempt has had or will have."""
 
     job: str
     study: str
     memory_bytes: int
+    folder: Path
     running: child.Running
 
 
@@ -84,22 +102,22 @@ def start(spool: Spool, job: str, command: RunCommand, limits: child.Limits, *, 
         if claimed.rowcount != 1:
             return None
     (row,) = spool.ledger.rows("SELECT * FROM jobs WHERE job = ?", (job,))
-    ready, folder = spool.job("ready", job), spool.job("working", job)
+    ready, folder = spool.job("ready", job), spool.job("working", job) / secrets.token_hex(8)
     if not ready.is_dir():
         names = spool.ledger.rows("SELECT name FROM job_instances WHERE job = ?", (job,))
         build(ready, present(spool.instance(row["study"], one["name"]) for one in names))
-    remove(folder)
+    clear(folder.parent)
     move(ready, folder)
     log("started", {"job": job, "attempt": row["attempts"] + 1})
     running = child.start(command(folder / "in", folder / "out"), folder / "said.json", limits)
-    return Started(job, row["study"], row["memory_bytes"], running)
+    return Started(job, row["study"], row["memory_bytes"], folder, running)
 
 
 def finish(
     spool: Spool, started: Started, work: Work, destinations: Sequence[Destination], *, log: Log = silent
 ) -> str:
     """Enter what became of a job whose child is over; returns the job's new state."""
-    ended = _judge(spool.job("working", started.job), started.running)
+    ended = _judge(started.folder, started.running)
     return _enter(spool, started, ended, work, destinations, log)
 
 
@@ -129,7 +147,7 @@ def _judge(folder: Path, running: child.Running) -> Ended:
     if child.timed_out(running):
         return Ended("failed", "timed_out", REASONS["timed_out"])
     try:
-        said = json.loads((folder / "said.json").read_text(encoding="utf-8"))
+        said = json.loads(running.said.read_text(encoding="utf-8"))
         done, refused, failed = ([*said[key]] for key in ("done", "refused", "failed"))
         results = tuple(folder / "out" / Path(one["folder"]).name for one in done)
         verdicts = ",".join(sorted({str(one["verdict"]) for one in done}))
@@ -152,16 +170,17 @@ def _judge(folder: Path, running: child.Running) -> Ended:
 def _enter(
     spool: Spool, started: Started, ended: Ended, work: Work, destinations: Sequence[Destination], log: Log
 ) -> str:
-    working = spool.job("working", started.job)
     found: list[tuple[str, str, int, str]] = []
     if ended.state == "done":
+        whole = started.folder / _WHOLE
+        (whole / "out").mkdir(parents=True, mode=0o700)
         for number, folder in enumerate(sorted(ended.folders), 1):  # their names tell the series' description
-            os.replace(folder, working / "out" / str(number))
-        found = list(_results(working / "out"))
-        remove(working / "said.json")
-        sync_folder(working / "out")
+            os.replace(folder, whole / "out" / str(number))
+        found = list(_results(whole / "out"))
+        sync_folder(whole / "out")
+        sync_folder(whole)
         remove(spool.job("done", started.job))
-        move(working, spool.job("done", started.job))
+        move(whole, spool.job("done", started.job))
     state, now = ended.state, time.time()
     with spool.ledger.transaction() as db:
         row = db.execute("SELECT * FROM jobs WHERE job = ?", (started.job,)).fetchone()
@@ -194,10 +213,9 @@ def _enter(
 
 def settle(spool: Spool, job: str, state: str, code: str, text: str) -> None:
     """Make a job's folders what its state in the ledger says; may be repeated, and is after a crash."""
-    if state == "done":
-        if not spool.job("done", job).is_dir() and spool.job("working", job).is_dir():
-            move(spool.job("working", job), spool.job("done", job))
-        remove(spool.job("done", job) / "in")
+    if state == "done" and not spool.job("done", job).is_dir():
+        for whole in spool.job("working", job).glob(f"*/{_WHOLE}"):  # one at most: the attempt that was entered
+            move(whole, spool.job("done", job))
     elif state in ("refused", "failed"):
         folder = spool.job(state, job)
         if not folder.is_dir():
@@ -208,8 +226,10 @@ def settle(spool: Spool, job: str, state: str, code: str, text: str) -> None:
             reason.write_text(json.dumps({"job": job, "code": code, "text": text}) + "\n", encoding="utf-8")
             sync_file(reason)
             move(hidden, folder)
-    for other in ("ready", "working", "done", "refused", "failed"):
-        if other != state and not (other == "done" and state == "superseded" and _delivering(spool, job)):
+    for other in JOB_FOLDERS:
+        if other == "working" != state:
+            clear(spool.job(other, job))
+        elif other != state and not (other == "done" and state == "superseded" and _delivering(spool, job)):
             remove(spool.job(other, job))
 
 

@@ -1,7 +1,8 @@
 """Stands in for `qsm-edge run INPUT OUTPUT --json`: a result whose bytes differ from run to run, as a time stamp makes them.
 
 Options: `--sleep S`, `--crash`, `--refuse CODE`, `--hang`, `--twice` (two acquisitions), `--verdict V`, `--report FOLDER` (of
-which the files are part of each result).
+which the files are part of each result), `--roll FOLDER` (it has a file there, named by its process number, locked as long
+as it lives). Unlike the real one it does not end with its parent.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from pathlib import Path
 def main() -> int:
     source, output, *options = sys.argv[1:]
     names = sorted(os.listdir(source))
+    if "--roll" in options:
+        import fcntl
+
+        entry = os.open(Path(options[options.index("--roll") + 1], str(os.getpid())), os.O_CREAT | os.O_WRONLY)
+        fcntl.flock(entry, fcntl.LOCK_EX)
     assert names
     assert all(name.endswith(".dcm") for name in names)
     if "--crash" in options:

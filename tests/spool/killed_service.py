@@ -4,7 +4,8 @@
 
 Two threads hand in the files of ``ROOT/night``, each in an order of its own and every file twice. What was acknowledged
 is appended to ``ROOT/acknowledged``, flushed, as a sender would remember it; what was is not handed in again. The
-destination appends to ``ROOT/received`` before it answers. Ends by itself when all is delivered.
+destination appends to ``ROOT/received`` before it answers. Reconstructions take a short or a long while and outlive the
+service, so that the next life finds some of them at work. Ends by itself when all is delivered, or a job was given up.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from qsm_edge.serve import serve
 from qsm_edge.spool import Spool, logger
 from tests.spool.spool_world import Sent, fake_run, hand_in, parts, site
 
+#: How long a reconstruction takes.
+WORK_S = (0.3, 2.0)
+
 
 def main() -> int:
     root, seed = Path(sys.argv[1]), int(sys.argv[2])
@@ -43,7 +47,12 @@ def main() -> int:
             thread.start()
         threading.Thread(target=_end, args=(spool, threads, root, stop), daemon=True).start()
 
-    made_of = replace(parts(made, run=fake_run("--sleep", "0.3")), read=partial(_read, root), senders={"pacs": sender})
+    chance = random.Random(seed)
+
+    def run(source: Path, output: Path) -> Sequence[str]:
+        return fake_run("--sleep", str(chance.choice(WORK_S)), "--roll", str(root / "roll"))(source, output)
+
+    made_of = replace(parts(made, run=run), read=partial(_read, root), senders={"pacs": sender})
     return serve(made, made_of, stop=stop, log=logger(io.StringIO()), on_open=doors)
 
 
@@ -74,7 +83,7 @@ def _append(path: Path, line: str) -> None:
 
 
 def _end(spool: Spool, doors: Sequence[threading.Thread], root: Path, stop: threading.Event) -> None:
-    """Stop when every study of the night has its result delivered."""
+    """Stop when every study of the night has its result delivered, or one will never have one."""
     for door in doors:
         door.join()
     studies = int((root / "studies").read_text())
@@ -83,7 +92,8 @@ def _end(spool: Spool, doors: Sequence[threading.Thread], root: Path, stop: thre
         (jobs,) = spool.ledger.rows("SELECT COUNT(*) AS n FROM jobs WHERE state = 'done'")
         (left,) = spool.ledger.rows("SELECT COUNT(*) AS n FROM deliveries WHERE state != 'done'")
         (sent,) = spool.ledger.rows("SELECT COUNT(*) AS n FROM deliveries WHERE state = 'done'")
-        if jobs["n"] == studies and not left["n"] and sent["n"] == 3 * studies:
+        (given_up,) = spool.ledger.rows("SELECT COUNT(*) AS n FROM jobs WHERE state IN ('failed', 'refused')")
+        if given_up["n"] or (jobs["n"] == studies and not left["n"] and sent["n"] == 3 * studies):
             stop.set()
             return
 

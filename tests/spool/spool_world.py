@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +21,25 @@ from qsm_edge.spool.look import look_at
 FAKE_RUN = Path(__file__).with_name("fake_run.py")
 NETWORK = Origin("c-store", "SCANNER", "192.0.2.7")
 DAY_S = 86400.0
+PATIENCE_S = 120.0
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait until it is so."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, "it does not come"
+        time.sleep(0.05)
+
+
+def lives(number: int) -> bool:
+    """Whether a process is there and at work (not on Windows). One that nobody has waited for yet is not."""
+    try:
+        os.kill(number, 0)
+        status = Path(f"/proc/{number}/stat")
+        return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
 
 
 def hand_in(spool: Spool, files: Iterable[bytes], **options: object) -> list[str]:

@@ -92,16 +92,16 @@ def test_a_job_that_was_at_work_is_ready_again_without_what_it_had_made(night):
     _again(spool)
 
 
-@pytest.mark.parametrize("seen", ["working", "done"])
+@pytest.mark.parametrize("seen", ["not moved", "both"])
 def test_a_result_that_was_entered_is_put_in_its_place_and_not_made_again(night, seen):
     _, spool = night
     (row,) = spool.ledger.rows("SELECT * FROM jobs")
     done = spool.job("done", row["job"])
     before = {path.name: path.read_bytes() for path in done.rglob("*") if path.is_file()}
-    if seen == "working":
-        os.rename(done, spool.job("working", row["job"]))
-    else:  # its input was not yet taken away
-        shutil.copytree(done / "out", done / "in")
+    attempt = spool.job("working", row["job"]) / "0123"
+    shutil.copytree(done / "out", attempt / "in")
+    if seen == "not moved":  # a disk that forgot a rename; else what the attempt had besides was not yet taken away
+        os.rename(done, attempt / "whole")
     assert recover(spool).requeued == 0
     _again(spool)
     assert {path.name: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before

@@ -23,18 +23,22 @@ from qsm_edge.spool import child, complete, opened, work
 from qsm_edge.spool.config import Work
 from qsm_edge.spool.ledger import Ledger
 from qsm_edge.spool.look import look_at
-from tests.spool.spool_world import Archive, check_agreement, fake_run, hand_in, parts, site, states, work_off
+from tests.spool.spool_world import (
+    PATIENCE_S,
+    Archive,
+    check_agreement,
+    fake_run,
+    hand_in,
+    lives,
+    parts,
+    site,
+    states,
+    until,
+    work_off,
+)
 from tests.spool.studies import contents
 
-PATIENCE_S = 120.0
 unix = pytest.mark.skipif(os.name == "nt", reason="process groups and limits are another matter on Windows")
-
-
-def _until(condition) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "it does not come"
-        time.sleep(0.05)
 
 
 def test_a_stop_puts_the_job_back_as_if_it_had_not_begun(tmp_path):
@@ -71,7 +75,7 @@ def test_a_service_delivers_to_one_destination_while_another_hangs(tmp_path):
 
     def watch() -> None:
         with contextlib.suppress(AssertionError):
-            _until(lambda: len(archive.received) == 3)
+            until(lambda: len(archive.received) == 3)
         stop.set()
         freed.set()
 
@@ -133,15 +137,7 @@ def test_a_child_is_ended_with_its_own_children_at_its_wall_clock(tmp_path):
     running = child.start(["/bin/sh", "-c", "sleep 300 & echo $!; wait"], tmp_path / "said", child.Limits(wall_s=1.0))
     assert child.wait(running) is None
     grandchild = int((tmp_path / "said").read_text())
-    _until(lambda: not _lives(grandchild))
-
-
-def _lives(number: int) -> bool:
-    try:
-        with open(f"/proc/{number}/stat") as status:
-            return status.read().split()[2] != "Z"
-    except OSError:
-        return False
+    until(lambda: not lives(grandchild))
 
 
 @unix
@@ -241,15 +237,15 @@ def test_a_ledger_that_somebody_holds_for_too_long_is_waited_for_and_ends_nothin
     )
     service.start()
     try:
-        _until(lambda: "serving" in [event for event, _ in told])
+        until(lambda: "serving" in [event for event, _ in told])
         with contextlib.closing(sqlite3.connect(made.spool.folder / "ledger.sqlite", isolation_level=None)) as other:
             with opened(made.spool.folder) as spool:
                 hand_in(spool, contents())
             other.execute("BEGIN EXCLUSIVE")
-            _until(lambda: [facts for event, facts in told if event == "trouble"])
+            until(lambda: [facts for event, facts in told if event == "trouble"])
             assert service.is_alive()
             other.execute("ROLLBACK")
-        _until(lambda: len(archive.received) == 3)
+        until(lambda: len(archive.received) == 3)
     finally:
         stop.set()
         service.join(PATIENCE_S)
