@@ -28,7 +28,7 @@ from export.train import DECAY, log, loss, save
 from export.views import BEYOND_LESIONS, VOLUMES
 from export.world import Protocol, random_protocol
 from qsm_edge import network as door
-from qsm_edge.masking.fine import fine_input
+from qsm_edge.masking.fine import COARSEST_MM, fine_input
 from qsm_edge.masking.grid import apply, down_weights, prepare
 
 FINEST_MM = 0.9
@@ -43,7 +43,7 @@ def fine_protocol(rng: np.random.Generator) -> Protocol:
     """A random protocol that is not too coarse for a second look, with a late echo 4 to 35 ms (3 T) after the first."""
     while True:
         how = random_protocol(rng)
-        if max(how.voxel_mm) <= 3.2 and min(how.voxel_mm) <= 1.6:
+        if max(how.voxel_mm) <= COARSEST_MM[1] and min(how.voxel_mm) <= COARSEST_MM[0]:
             break
     gap = float(np.exp(rng.uniform(np.log(0.004), np.log(0.035)))) * min(1.3, 3 / how.b0_tesla)
     return replace(how, te_s=(how.te_s[0], how.te_s[0] + gap), finest_mm=FINEST_MM)

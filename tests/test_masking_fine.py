@@ -120,6 +120,15 @@ def test_no_brain_or_no_signal_is_nothing_to_look_at():
     assert fine.fine_input(np.zeros(SHAPE, np.float32), None, where, brain, brain, coarse) is None
 
 
+@pytest.mark.parametrize(
+    ("voxel", "looks"),
+    [((3.0, 1.0, 1.0), True), ((3.0, 1.5, 1.0), True), ((3.0, 1.7, 1.7), False), ((4.0, 1.0, 1.0), False)],
+)
+def test_coarse_voxels_are_not_looked_at_again(voxel, looks):
+    shape = tuple(round(n / v) for n, v in zip(SHAPE, voxel, strict=True))
+    assert (seen(geometry(voxel, shape)) is not None) == looks
+
+
 def test_what_is_placed_lies_where_it_was_seen():
     where = geometry(shape=(50, 52, 46))
     found = seen(where)

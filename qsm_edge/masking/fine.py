@@ -18,6 +18,8 @@ from qsm_edge.types import Array, Geometry
 
 #: A voxel between these is taken as it is; others are interpolated to, or averaged over, 1 mm.
 OWN_MM = (0.9, 1.35)
+#: Where the second smallest and the largest voxel exceed these, a second look has nothing more to see.
+COARSEST_MM = (1.6, 3.2)
 CHANNELS = 4  # brightness, decay, and the first network's logits of the mask and of tissue
 _MARGIN_MM = 6.0
 _LOGITS = 8.0  # further from the edge than that tells nothing more
@@ -45,7 +47,7 @@ def fine_input(
     tissue: np.ndarray,
     coarse: Grid,
 ) -> Fine | None:
-    """What the second network sees, None where the first sees no brain.
+    """What the second network sees, None where the first sees no brain, or the voxels are too coarse for a second look.
 
     Parameters
     ----------
@@ -56,9 +58,9 @@ def fine_input(
     native = [geometry.voxel_mm[a] for a in axes]
     spacing = tuple(v if OWN_MM[0] <= v <= OWN_MM[1] else 1.0 for v in native)
     grid = layout(geometry, coarse.letters, spacing)  # type: ignore[arg-type]
-    near = reach(brain > 0, [_MARGIN_MM / h for h in coarse.spacing_mm])
-    if not (brain > 0).any():
+    if sorted(native)[1] > COARSEST_MM[0] or max(native) > COARSEST_MM[1] or not (brain > 0).any():
         return None
+    near = reach(brain > 0, [_MARGIN_MM / h for h in coarse.spacing_mm])
     box = _box(near, coarse, grid)
     up = between(coarse, grid, box)
     logits = [apply(np.clip(one, -_LOGITS, _LOGITS), up) for one in (brain, tissue)]
