@@ -175,7 +175,7 @@ def chain(
 
     `series` and `mask` (z, y, x) bool hold arrays of one namespace and device. Gives back, there too, chi_ppm, mask (where
     chi has a value), field_ppm, local_ppm, residual, weight and, with two echoes or more, r2star_per_s; and the notes. All
-    is computed on the support, which reaches beyond the mask, and cropped to the mask.
+    is computed on the support, which reaches beyond the mask and leaves out what is bone in it, and cropped to the mask.
     """
     times = series.echo_times_s
     phase, notes = polarity.align_polarity(series.phase_rad, series.magnitude, mask, times, series.geometry)
@@ -190,8 +190,8 @@ def chain(
 def unwrapped(
     series: GreSeries, mask: Array, recipe: Recipe, recorder: Recorder, tell: Progress
 ) -> tuple[Array, Array]:
-    """The first stages of `chain`: where the field is known (bool, holds the mask), and the unwrapped phase there of
-    `echoes.seed_phase`; `series` has its polarity aligned."""
+    """The first stages of `chain`: where the field is known (bool), and the unwrapped phase there of `echoes.seed_phase`;
+    `series` has its polarity aligned."""
     known = run_stage(recipe, "support", recorder, tell, series.magnitude, mask, series.geometry)
     wrapped, strength = echoes.seed_phase(series.phase_rad, series.magnitude, series.echo_times_s)
     return known, run_stage(recipe, "unwrap", recorder, tell, wrapped, strength, known, series.geometry)

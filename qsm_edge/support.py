@@ -13,7 +13,7 @@ import numpy as np
 import scipy.ndimage as ndi
 
 from qsm_edge.backend import namespace, on_host
-from qsm_edge.distance import within_mm
+from qsm_edge.distance import shallow_mm, within_mm
 from qsm_edge.types import Array, Geometry
 
 
@@ -24,26 +24,45 @@ def brain_alone(magnitude: Array, mask: Array, geometry: Geometry) -> Array:
 
 
 def bright_rim(
-    magnitude: Array, mask: Array, geometry: Geometry, *, reach_mm: float = 6.0, least_signal: float = 0.5
+    magnitude: Array,
+    mask: Array,
+    geometry: Geometry,
+    *,
+    reach_mm: float = 6.0,
+    least_signal: float = 0.5,
+    shell_mm: float = 3.0,
+    dark: float = 0.35,
 ) -> Array:
-    """The brain mask and the fluid about it: what stays bright to the last echo within `reach_mm` of the mask.
+    """The brain mask less the bone at its surface, and the fluid about it, which stays bright to the last echo.
 
-    Bright is a magnitude above `least_signal` times the brain's median in every echo, so that bone, air, marrow and the
-    voxels that they share with fluid stay out: they decay fast. The layer is peeled by a voxel, which breaks bridges
-    through the skull, and only what hangs together with the mask counts. magnitude (echo, z, y, x); bool (z, y, x) comes
-    back, and holds the mask. NOT checked: that it is water; fat which keeps its signal would have to touch the fluid.
+    A mask drawn a voxel or two too wide holds a shell of bone, whose susceptibility is background: what is below `dark` times
+    the brain's median in every echo leaves, unless it hangs together with the like deeper than `shell_mm`, as a bleed at the
+    surface does. Bright is a magnitude above `least_signal` times the brain's median in every echo, so that bone, air, marrow
+    and the voxels that they share with fluid stay out: they decay fast. The layer reaches `reach_mm` and is peeled by a voxel,
+    which breaks bridges through the skull, and only what hangs together with the mask counts. magnitude (echo, z, y, x); bool
+    (z, y, x) comes back. NOT checked: that it is water; fat which keeps its signal would have to touch the fluid.
     """
     xp = namespace(magnitude)
-    return _grown(xp.min(magnitude, axis=0), mask, geometry, reach_mm, least_signal)
+    ends = xp.min(magnitude, axis=0), xp.max(magnitude, axis=0)
+    return _grown(*ends, mask, geometry, reach_mm, least_signal, shell_mm, dark)
 
 
 @on_host
-def _grown(weakest: Array, mask: Array, geometry: Geometry, reach_mm: float, least_signal: float) -> Array:
+def _grown(
+    weakest: Array,
+    strongest: Array,
+    mask: Array,
+    geometry: Geometry,
+    reach_mm: float,
+    least_signal: float,
+    shell_mm: float,
+    dark: float,
+) -> Array:
     level = float(np.median(weakest[mask])) if mask.any() else 0.0
     if level <= 0:
         return mask
     box = _box(mask, geometry, reach_mm)
-    brain = mask[box]
+    brain = _without_shell(strongest[box], mask[box], geometry, shell_mm, dark)
     bright = brain | (weakest[box] > least_signal * level)
     # Beyond the volume nothing is known, and the peeling treats it so.
     peeled = ndi.binary_erosion(bright)
@@ -51,6 +70,15 @@ def _grown(weakest: Array, mask: Array, geometry: Geometry, reach_mm: float, lea
     out = np.zeros_like(mask)
     out[box] = ndi.binary_propagation(brain, mask=brain | (peeled & near))
     return out
+
+
+def _without_shell(
+    strongest: np.ndarray, brain: np.ndarray, geometry: Geometry, shell_mm: float, dark: float
+) -> np.ndarray:
+    """Less what is dark at the surface and no deeper than `shell_mm`."""
+    faint = brain & (strongest < dark * float(np.median(strongest[brain])))
+    deep = faint & np.isinf(shallow_mm(brain, geometry, shell_mm))
+    return brain & ~(faint & ~ndi.binary_propagation(deep, mask=faint))
 
 
 def _box(mask: np.ndarray, geometry: Geometry, reach_mm: float) -> tuple[slice, ...]:

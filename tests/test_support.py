@@ -71,6 +71,32 @@ def test_a_mask_drawn_a_voxel_narrower_gives_the_same_support_within_reach() -> 
     assert np.array_equal(support.bright_rim(magnitude, narrower, GEOMETRY, reach_mm=8.0) | mask, wide)
 
 
+def test_a_mask_drawn_too_wide_into_bone_gives_the_support_of_the_right_one() -> None:
+    magnitude, mask = shells((13.0, 0.05))
+    magnitude[0] = np.where(mask, 2, 0.1)
+    for wide in (ndi.binary_dilation(mask), ndi.binary_dilation(mask, iterations=2)):
+        got = support.bright_rim(magnitude, wide, GEOMETRY)
+        assert got[mask].all()
+        assert np.array_equal(got, mask)
+
+
+def test_a_bleed_at_the_surface_stays_and_one_inside_too() -> None:
+    """What is dark and deep is no bone; what hangs together with it stays with it, to the surface."""
+    magnitude, mask = shells((16.0, 1.5))
+    offsets = phantoms.offsets(GEOMETRY, (0.0, 0.0, 0.0))
+    for centre in (7.0, 0.0):
+        bleed = mask & (((offsets - np.array([centre, 0, 0])[:, None, None, None]) ** 2).sum(axis=0) < 5.0**2)
+        bled = np.where(bleed, np.float32(0.05), magnitude)
+        assert bleed.sum() > 100
+        assert support.bright_rim(bled, mask, GEOMETRY)[bleed].all()
+
+
+def test_what_is_dark_in_one_echo_only_is_no_bone() -> None:
+    magnitude, mask = shells((9.5, 1.0))
+    magnitude[1][mask & ~ndi.binary_erosion(mask, iterations=2)] = 0.01
+    assert support.bright_rim(magnitude, mask, GEOMETRY)[mask].all()
+
+
 @pytest.mark.parametrize("level", [0.0, 4096.0])
 def test_the_scanners_scale_does_not_matter_and_no_signal_adds_nothing(level: float) -> None:
     magnitude, mask = shells((16.0, 1.5))
