@@ -78,7 +78,7 @@ def _without_shell(
     """Less what is dark at the surface and no deeper than `shell_mm`."""
     faint = brain & (strongest < dark * float(np.median(strongest[brain])))
     deep = faint & np.isinf(shallow_mm(brain, geometry, shell_mm))
-    return brain & ~(faint & ~ndi.binary_propagation(deep, mask=faint))
+    return np.asarray(brain & ~(faint & ~ndi.binary_propagation(deep, mask=faint)))
 
 
 def _box(mask: np.ndarray, geometry: Geometry, reach_mm: float) -> tuple[slice, ...]:

@@ -104,13 +104,24 @@ def test_without_a_late_echo_or_with_one_that_is_too_early_there_is_no_decay():
 
 
 def test_the_late_echo_is_the_darkest_that_has_enough_signal_left():
-    where = geometry()
-    inside = ball(where, 12.0) > 0.5
+    where = geometry((1.0, 1.3, 0.8))
+    brain, coarse = logits(where)
     echoes = np.stack([echo(where, t) for t in (0.0, 0.02, 0.04, 0.08)])
-    assert np.array_equal(fine.late_echo(echoes, echoes[0], inside), echoes[2])
-    assert fine.late_echo(echoes[:1], echoes[0], inside) is None
-    assert fine.late_echo(echoes[[0, 3]], echoes[0], inside) is None
-    assert fine.late_echo(echoes, echoes[0], np.zeros(SHAPE, bool)) is None
+    assert np.array_equal(fine.late_echo(echoes, echoes[0], brain, coarse), echoes[2])
+    assert fine.late_echo(echoes[:1], echoes[0], brain, coarse) is None
+    assert fine.late_echo(echoes[[0, 3]], echoes[0], brain, coarse) is None
+    assert fine.late_echo(echoes, echoes[0], np.full_like(brain, -1.0), coarse) is None
+
+
+def test_the_late_echo_is_chosen_in_the_brain_wherever_that_lies():
+    where = geometry(shape=(60, 34, 28))
+    brain, _ = logits(where)
+    coarse = layout(where, "SPL", (2.0,) * 3, brain.shape, (14.0, 0.0, 0.0))
+    far = np.sqrt(
+        sum(a**2 for a in np.meshgrid(np.arange(60) - 43.5, np.arange(34) - 16.5, np.arange(28) - 13.5, indexing="ij"))
+    )
+    echoes = np.stack([np.where(far < 12, level, 0.9).astype(np.float32) for level in (1.0, 0.5)])
+    assert np.array_equal(fine.late_echo(echoes, echoes[0], brain, coarse), echoes[1])
 
 
 def test_no_brain_or_no_signal_is_nothing_to_look_at():
@@ -164,7 +175,7 @@ def test_the_second_network_has_the_last_word(tmp_path):
 def test_later_echoes_reach_the_second_network_alone(tmp_path):
     magnitude, phase, _, where = series()
     late = magnitude * np.float32(0.6)
-    late[:, : late.shape[1] // 2] *= 0.5
+    late[:, : late.shape[1] * 2 // 5] *= 0.5
     both = (np.concatenate([magnitude, late]), np.concatenate([phase, phase]), (0.005, 0.02), where)
     (tmp_path / "decay").mkdir()
     (tmp_path / "plain").mkdir()

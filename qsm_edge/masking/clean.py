@@ -100,16 +100,15 @@ def _outputs(
 
     By the second network where there is one and the first has found a brain for it to look at.
     """
-    card = loaded.card
-    brain = _native(level[0, 0], grid, geometry, card)
     if loaded.fine is not None:
-        late = late_echo(magnitude, first, brain > 0.5)
+        late = late_echo(magnitude, first, level[0, 0], grid)
         seen = fine_input(first, late, geometry, level[0, 0], level[0, 1], grid)
         if seen is not None:
             found = loaded.fine.segment(seen.tensor)[0]
             finer = [_native(placed(one, seen, -_REACH), seen.grid, geometry, loaded.fine.card) for one in found]
             return finer[0], finer[1], loaded.fine.card
-    return brain, _native(level[0, 1], grid, geometry, card), card
+    brain, tissue = (_native(one, grid, geometry, loaded.card) for one in level[0])
+    return brain, tissue, loaded.card
 
 
 def _closed(tissue: np.ndarray, brain: np.ndarray, card: Card, geometry: Geometry) -> np.ndarray:

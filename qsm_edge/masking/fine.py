@@ -80,19 +80,32 @@ def fine_input(
     return Fine(np.pad(tensor, [(0, 0), *odd], mode="edge")[None].astype(np.float32), grid, box)
 
 
-def late_echo(magnitude: Array, first: np.ndarray, inside: np.ndarray) -> np.ndarray | None:
-    """The darkest echo (z, y, x) whose median within `inside` (bool, z, y, x) is `_LEFT` of the first's; None: no other."""
-    every = (slice(None, None, 3),) * 3
-    where = inside[every]
-    if not where.any():
+def late_echo(magnitude: Array, first: np.ndarray, brain: np.ndarray, coarse: Grid) -> np.ndarray | None:
+    """The darkest echo (z, y, x) whose median in the brain is `_LEFT` of the first's or more; None: no other.
+
+    magnitude (echo, z, y, x); `brain` : the first network's logit on its grid `coarse`.
+    """
+    where = np.nonzero(brain > 0)
+    if not where[0].size:
         return None
-    bright = float(np.median(first[every][where]))
-    best, level = None, bright * (1 - _LEAST)
+    spots = [
+        np.clip(np.rint(((i - (m - 1) / 2) * h + c) / v + (n - 1) / 2).astype(int), 0, n - 1)
+        for i, m, h, c, n, v in zip(
+            where, coarse.shape, coarse.spacing_mm, coarse.centre_mm, coarse.native_shape, coarse.native_mm, strict=True
+        )
+    ]
+
+    def level(echo: np.ndarray) -> float:
+        return float(np.median(turn(echo, coarse.axes, coarse.flips)[tuple(spots)]))
+
+    bright = level(first)
+    best, least = None, bright * (1 - _LEAST)
     for echo in magnitude:
-        middle = float(np.median(to_host(echo[every])[where]))
-        if _LEFT * bright <= middle < level:
-            best, level = echo, middle
-    return None if best is None else np.asarray(to_host(best))
+        volume = np.asarray(to_host(echo))
+        found = level(volume)
+        if _LEFT * bright <= found < least:
+            best, least = volume, found
+    return best
 
 
 def placed(part: np.ndarray, seen: Fine, beyond: float) -> np.ndarray:
