@@ -180,7 +180,7 @@ def test_later_echoes_reach_the_second_network_alone(tmp_path):
     (tmp_path / "decay").mkdir()
     (tmp_path / "plain").mkdir()
     plain = installed(tmp_path / "plain", model(channels=2), output__closing_mm=4.0)
-    decay = installed_pair(tmp_path / "decay", passing(decay=-20.0))
+    decay = installed_pair(tmp_path / "decay", passing(decay=-10.0))
     assert np.array_equal(*(masking.network(*given, model=plain) for given in (both, series())))
     one, two = (masking.network(*given, model=decay) for given in (both, series()))
     assert dice(one, two) < 0.9
