@@ -181,10 +181,10 @@ def quantised(source: Path, out: Path) -> None:
 
 
 def difference(network: torch.nn.Module, path: Path, tensors: list[np.ndarray]) -> float:
-    """The largest difference of probabilities over `tensors`."""
+    """The largest difference of probabilities over `tensors`; not a number where there is nothing to compare."""
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    worst = 0.0
+    worst = 0.0 if tensors else float("nan")
     for tensor in tensors:
         with torch.no_grad():
             ours = torch.sigmoid(network(torch.from_numpy(tensor))).numpy()

@@ -75,9 +75,12 @@ def _grown(
 def _without_shell(
     strongest: np.ndarray, brain: np.ndarray, geometry: Geometry, shell_mm: float, dark: float
 ) -> np.ndarray:
-    """Less what is dark at the surface and no deeper than `shell_mm`."""
+    """Less what is dark at the surface and no deeper than `shell_mm`; where the volume ends is no surface."""
     faint = brain & (strongest < dark * float(np.median(strongest[brain])))
-    deep = faint & np.isinf(shallow_mm(brain, geometry, shell_mm))
+    room = [margin(shell_mm, voxel) for voxel in geometry.voxel_mm]
+    beyond = np.pad(brain, [(n, n) for n in room], mode="edge")
+    inner = tuple(slice(n, -n) for n in room)
+    deep = faint & np.isinf(shallow_mm(beyond, geometry, shell_mm)[inner])
     return np.asarray(brain & ~(faint & ~ndi.binary_propagation(deep, mask=faint)))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import array_api_strict
 import numpy as np
+import onnxruntime
 import pytest
 
 from qsm_edge import masking, network
@@ -60,10 +62,29 @@ def test_other_voxels_are_brought_to_a_millimetre(voxel, spacing):
 
 
 def test_the_box_holds_the_brain_and_what_is_around_it():
-    found = seen(geometry())
+    where = geometry(shape=(60, 64, 58))
+    found = seen(where)
     around = 2 * (12 + fine._MARGIN_MM)
-    assert all(around - 4 <= n <= around + 6 or n == m for n, m in zip(found.tensor.shape[2:], SHAPE, strict=True))
-    assert (found.tensor[0, 2] > 0).sum() == pytest.approx((ball(geometry(), 12.0) > 0.5).sum(), rel=0.05)
+    assert all(around - 4 <= n <= around + 6 for n in found.tensor.shape[2:])
+    assert (found.tensor[0, 2] > 0).sum() == pytest.approx((ball(where, 12.0) > 0.5).sum(), rel=0.05)
+
+
+@pytest.mark.parametrize("slices", [1, 2, 5])
+def test_of_a_thin_slab_all_slices_are_seen(slices):
+    where = geometry(shape=(slices, 34, 28))
+    first = echo(where)
+    found = seen(where, late=echo(where, 0.02), first=first)
+    assert found.tensor.shape[2] == slices + slices % 2
+    assert found.box[0] == slice(0, slices)
+    assert fine.placed(found.tensor[0, 0], found, -9.0).shape == where.shape
+
+
+@pytest.mark.parametrize("bound", fine.OWN_MM)
+@pytest.mark.parametrize("other", [0.0, 2.0])
+def test_the_last_digits_of_a_voxels_size_decide_nothing(bound, other):
+    voxel = float(np.nextafter(bound, other))
+    assert seen(geometry((voxel, 1.0, 1.0))).grid.spacing_mm[0] == pytest.approx(bound)
+    assert seen(geometry(tuple(float(np.nextafter(v, 9.0)) for v in (3.2, 1.6, 1.0)), (9, 21, 28))) is not None
 
 
 def test_stored_in_another_orientation_it_is_the_same():
@@ -111,6 +132,18 @@ def test_the_late_echo_is_the_darkest_that_has_enough_signal_left():
     assert fine.late_echo(echoes[:1], echoes[0], brain, coarse) is None
     assert fine.late_echo(echoes[[0, 3]], echoes[0], brain, coarse) is None
     assert fine.late_echo(echoes, echoes[0], np.full_like(brain, -1.0), coarse) is None
+
+
+def test_the_late_echo_is_found_where_a_voxel_is_not_finite_and_on_another_device():
+    where = geometry()
+    brain, coarse = logits(where)
+    echoes = np.stack([echo(where, t) for t in (0.0, 0.02)])
+    spoilt = echoes.copy()
+    spoilt[1, 14:16, 16:18, 13:15] = np.nan
+    assert np.array_equal(fine.late_echo(spoilt, echoes[0], brain, coarse), spoilt[1], equal_nan=True)
+    device = array_api_strict.Device("device1")
+    elsewhere = array_api_strict.asarray(echoes, device=device)
+    assert np.array_equal(fine.late_echo(elsewhere, echoes[0], brain, coarse), echoes[1])
 
 
 def test_the_late_echo_is_chosen_in_the_brain_wherever_that_lies():
@@ -184,6 +217,37 @@ def test_later_echoes_reach_the_second_network_alone(tmp_path):
     assert np.array_equal(*(masking.network(*given, model=plain) for given in (both, series())))
     one, two = (masking.network(*given, model=decay) for given in (both, series()))
     assert dice(one, two) < 0.9
+
+
+class FailingOnTwo:
+    """A session that says that it runs on CUDA; that of a second network, of four inputs, fails when it does."""
+
+    real = onnxruntime.InferenceSession
+
+    def __init__(self, content, options, providers):
+        self.first = providers[0]
+        self.session = FailingOnTwo.real(content, options, providers=[network.CPU])
+
+    def __getattr__(self, name):
+        return getattr(self.session, name)
+
+    def get_providers(self):
+        return [self.first, network.CPU]
+
+    def run(self, *given):
+        if self.first != network.CPU and self.session.get_inputs()[0].shape[1] == 4:
+            raise RuntimeError("CUDA out of memory")
+        return self.session.run(*given)
+
+
+def test_a_note_tells_where_the_second_network_alone_had_to_leave_the_accelerator(tmp_path, monkeypatch):
+    path = installed_pair(tmp_path)
+    expected = masking.network(*series(), model=path)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", network.CPU])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FailingOnTwo)
+    notes = []
+    assert np.array_equal(masking.network(*series(), model=path, on_note=notes.append), expected)
+    assert [note.code for note in notes] == ["network_fallback"]
 
 
 def test_its_figures_stand_in_the_card(tmp_path):

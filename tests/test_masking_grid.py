@@ -12,7 +12,7 @@ from phantoms import turned
 from qsm_edge.errors import UsageError
 from qsm_edge.masking import prepare, restore
 from qsm_edge.masking.cut import cheapest_surface
-from qsm_edge.masking.grid import closest_axes, turn, turn_back
+from qsm_edge.masking.grid import apply, closest_axes, turn, turn_back
 from qsm_edge.masking.morphology import away_mm, closed, depth_mm, filled, grown, largest, otsu
 from qsm_edge.types import Geometry
 
@@ -99,6 +99,15 @@ def test_a_smooth_volume_survives_the_way_there_and_back():
     tensor, grid = prepare(volume, geometry, card(shape=(34, 33, 33), spacing_mm=(2.0, 2.0, 2.0)))
     inner = (slice(2, -2),) * 3
     assert np.abs(restore(tensor, grid, geometry) - volume)[inner].max() < 0.02 * np.ptp(volume)
+
+
+def test_what_has_no_weight_is_not_touched():
+    volume = np.random.default_rng(0).random((6, 7, 5), dtype=np.float32)
+    weights = [np.eye(n, dtype=np.float32)[part] for n, part in zip((6, 7, 5), np.s_[2:4, :3, 1:], strict=True)]
+    volume[5], volume[:, 3:], volume[..., 0] = np.nan, np.inf, np.nan
+    assert np.array_equal(apply(volume, weights), volume[2:4, :3, 1:])
+    nothing = np.zeros((4, 6), np.float32)
+    assert np.array_equal(apply(volume, [nothing, *weights[1:]]), np.zeros((4, 3, 4)))
 
 
 def test_averaging_onto_a_coarse_grid_keeps_the_mean_and_halves_the_noise():

@@ -91,6 +91,25 @@ def test_a_bleed_at_the_surface_stays_and_one_inside_too() -> None:
         assert support.bright_rim(bled, mask, GEOMETRY)[bleed].all()
 
 
+@pytest.mark.parametrize("slices", [1, 2, 10])
+def test_where_the_volume_ends_is_no_surface(slices: int) -> None:
+    """A bleed that the end of a slab cuts stays, however little of it is left; bone at the rim leaves there, too."""
+    magnitude, mask = shells((16.0, 0.05))
+    magnitude[0] = np.where(mask, 2, 0.1)
+    middle = GEOMETRY.shape[0] // 2
+    slab = slice(middle, middle + slices)
+    far = np.sqrt((phantoms.offsets(GEOMETRY, (0.0, 0.0, 0.0))[1:] ** 2).sum(axis=0))
+    bleed = mask & (far < 3.5)
+    bleed[middle + 2 :] = False
+    magnitude = np.where(bleed, np.float32(0.05), magnitude)
+    wide = ndi.binary_dilation(mask, iterations=2)
+    geometry = phantoms.oblique((slices, *GEOMETRY.shape[1:]), GEOMETRY.voxel_mm)
+    got = support.bright_rim(magnitude[:, slab], wide[slab], geometry)
+    assert bleed[slab].sum() > 20
+    assert got[bleed[slab]].all()
+    assert np.array_equal(got, mask[slab])
+
+
 def test_what_is_dark_in_one_echo_only_is_no_bone() -> None:
     magnitude, mask = shells((9.5, 1.0))
     magnitude[1][mask & ~ndi.binary_erosion(mask, iterations=2)] = 0.01

@@ -56,7 +56,7 @@ def network(
     """
     from qsm_edge import network as door
 
-    first, _ = first_echo(magnitude, phase_rad, echo_times_s, geometry)
+    first = first_echo(magnitude, phase_rad, echo_times_s, geometry)[0]
     path = Path(model) if model else door.default_model()
     if path is None:
         raise ModelRefused("no_model", wanted="a model file with its card (--model FILE.onnx), or --mask threshold")
@@ -67,8 +67,9 @@ def network(
     if card.mirror:
         across = 2 + next(i for i, letter in enumerate(card.axes) if letter in "LR")
         levels.append(np.flip(loaded.segment(np.ascontiguousarray(np.flip(tensor, across))), across))
+    told = loaded.notes
     if on_note:
-        for note in loaded.notes:
+        for note in told:
             on_note(note)
     if on_iteration:
         on_iteration(1, 0.0)
@@ -89,6 +90,9 @@ def network(
         soft = _native(level[0, -1], grid, geometry, card)
         return clean(soft, geometry, threshold=card.threshold, smooth_mm=smooth_mm, magnitude=first)
     brain, tissue, card = _outputs(level, grid, magnitude, first, geometry, loaded)
+    if on_note:
+        for note in loaded.notes[len(told) :]:  # of the second network, which ran only now
+            on_note(note)
     solid = _closed(tissue > card.threshold, brain, card, geometry)
     return clean(solid, geometry, smooth_mm=smooth_mm, magnitude=first, firm=brain > _FIRM)
 

@@ -14,13 +14,15 @@ import numpy as np
 
 from qsm_edge.backend import to_host
 from qsm_edge.masking.grid import Grid, apply, between, closest_axes, down_weights, layout, reach, turn
+from qsm_edge.modelcard import FINE_INPUTS
 from qsm_edge.types import Array, Geometry
 
 #: A voxel between these is taken as it is; others are interpolated to, or averaged over, 1 mm.
 OWN_MM = (0.9, 1.35)
 #: Where the second smallest and the largest voxel exceed these, a second look has nothing more to see.
 COARSEST_MM = (1.6, 3.2)
-CHANNELS = 4  # brightness, decay, and the first network's logits of the mask and of tissue
+CHANNELS = FINE_INPUTS  # brightness, decay, and the first network's logits of the mask and of tissue
+_ROUNDING_MM = 1e-3  # a voxel's size is the length of an affine's column, and no bound may turn on its last digits
 _MARGIN_MM = 6.0
 _LOGITS = 8.0  # further from the edge than that tells nothing more
 UNIT = 4.0  # of the logits that the network sees
@@ -56,10 +58,11 @@ def fine_input(
     """
     axes, _ = closest_axes(geometry, coarse.letters)
     native = [geometry.voxel_mm[a] for a in axes]
-    spacing = tuple(v if OWN_MM[0] <= v <= OWN_MM[1] else 1.0 for v in native)
-    grid = layout(geometry, coarse.letters, spacing)  # type: ignore[arg-type]
-    if sorted(native)[1] > COARSEST_MM[0] or max(native) > COARSEST_MM[1] or not (brain > 0).any():
+    too_coarse = any(v > most + _ROUNDING_MM for v, most in zip(sorted(native)[1:], COARSEST_MM, strict=True))
+    if too_coarse or not (brain > 0).any():
         return None
+    spacing = tuple(v if OWN_MM[0] - _ROUNDING_MM <= v <= OWN_MM[1] + _ROUNDING_MM else 1.0 for v in native)
+    grid = layout(geometry, coarse.letters, spacing)  # type: ignore[arg-type]
     near = reach(brain > 0, [_MARGIN_MM / h for h in coarse.spacing_mm])
     box = _box(near, coarse, grid)
     up = between(coarse, grid, box)
@@ -77,7 +80,7 @@ def fine_input(
         fall = decay(one, other, logits[0] > 0)
     tensor = np.stack([np.minimum(one, _BRIGHTEST), fall, logits[0] / UNIT, logits[1] / UNIT])
     odd = [(0, n % 2) for n in one.shape]
-    return Fine(np.pad(tensor, [(0, 0), *odd], mode="edge")[None].astype(np.float32), grid, box)
+    return Fine(np.pad(tensor, [(0, 0), *odd], mode="edge")[None].astype(np.float32, copy=False), grid, box)
 
 
 def late_echo(magnitude: Array, first: np.ndarray, brain: np.ndarray, coarse: Grid) -> np.ndarray | None:
@@ -96,12 +99,13 @@ def late_echo(magnitude: Array, first: np.ndarray, brain: np.ndarray, coarse: Gr
     ]
 
     def level(echo: np.ndarray) -> float:
-        return float(np.median(turn(echo, coarse.axes, coarse.flips)[tuple(spots)]))
+        seen = turn(echo, coarse.axes, coarse.flips)[tuple(spots)]
+        return float(np.median(np.nan_to_num(seen, posinf=0.0, neginf=0.0)))
 
     bright = level(first)
     best, least = None, bright * (1 - _LEAST)
-    for echo in magnitude:
-        volume = np.asarray(to_host(echo))
+    for number in range(magnitude.shape[0]):
+        volume = np.asarray(to_host(magnitude[number, ...]))
         found = level(volume)
         if _LEFT * bright <= found < least:
             best, least = volume, found

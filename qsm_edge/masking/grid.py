@@ -153,10 +153,13 @@ def between(grid: Grid, other: Grid, box: Sequence[slice]) -> list[np.ndarray]:
 
 
 def apply(volume: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
-    """Resample each axis by its matrix, the most reducing first; float32, contiguous."""
-    out = np.asarray(volume, dtype=np.float32)
+    """Resample each axis by its matrix, the most reducing first; float32, contiguous. What has no weight is not touched."""
+    used = [np.flatnonzero(rows.any(axis=0)) for rows in weights]
+    part = tuple(slice(int(at[0]), int(at[-1]) + 1) if at.size else slice(0, 0) for at in used)
+    rows = [matrix[:, columns] for matrix, columns in zip(weights, part, strict=True)]
+    out = np.asarray(volume[part], dtype=np.float32)
     for axis in sorted(range(3), key=lambda a: weights[a].shape[0] / weights[a].shape[1]):
-        out = np.moveaxis(np.tensordot(weights[axis], out, axes=(1, axis)), 0, axis)
+        out = np.moveaxis(np.tensordot(rows[axis], out, axes=(1, axis)), 0, axis)
     return np.ascontiguousarray(out)
 
 
