@@ -89,12 +89,19 @@ def network(
     if card.closing_mm is None:
         soft = _native(level[0, -1], grid, geometry, card)
         return clean(soft, geometry, threshold=card.threshold, smooth_mm=smooth_mm, magnitude=first)
-    brain, tissue, card = _outputs(level, grid, magnitude, first, geometry, loaded)
+    solid, firm = _solid(level, grid, magnitude, first, geometry, loaded)
     if on_note:
         for note in loaded.notes[len(told) :]:  # of the second network, which ran only now
             on_note(note)
-    solid = _closed(tissue > card.threshold, brain, card, geometry)
-    return clean(solid, geometry, smooth_mm=smooth_mm, magnitude=first, firm=brain > _FIRM)
+    return clean(solid, geometry, smooth_mm=smooth_mm, magnitude=first, firm=firm)
+
+
+def _solid(
+    level: np.ndarray, grid: Grid, magnitude: Array, first: np.ndarray, geometry: Geometry, loaded: Network
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tissue closed, float32 0 or 1, and where the mask is firm, bool; on the native grid."""
+    brain, tissue, card = _outputs(level, grid, magnitude, first, geometry, loaded)
+    return _closed(tissue > card.threshold, brain, card, geometry), brain > _FIRM
 
 
 def _outputs(
@@ -140,7 +147,11 @@ def _probability(level: np.ndarray, output: str) -> np.ndarray:
     """Of a network's output: logits and mm inside the surface are squashed by the same function, 0 is the edge at 0.5."""
     if output == "probability":
         return level
-    return np.asarray(1 / (1 + np.exp(-np.clip(level, -_REACH, _REACH))), dtype=np.float32)
+    out = np.clip(level, -_REACH, _REACH)
+    for step in (np.negative, np.exp):  # in place: on the native grid this is as large as the magnitude
+        step(out, out=out)
+    out += 1
+    return np.asarray(np.divide(1, out, out=out), dtype=np.float32)
 
 
 def clean(
