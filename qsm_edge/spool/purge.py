@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from qsm_edge.spool.config import SpoolSettings
-from qsm_edge.spool.folders import Spool, free_bytes, remove
+from qsm_edge.spool.folders import JOB_FOLDERS, Spool, clear, free_bytes, remove
 from qsm_edge.spool.log import Log, silent
 
 _DAY_S = 86400.0
@@ -77,6 +77,6 @@ def drop(spool: Spool, study: str) -> bool:
             if row["state"] == "purged":
                 spool.instance(study, name).unlink(missing_ok=True)
     for job in jobs:
-        for state in ("ready", "working", "done", "refused", "failed"):
-            remove(spool.job(state, job))
+        for state in JOB_FOLDERS:
+            (clear if state == "working" else remove)(spool.job(state, job))
     return True

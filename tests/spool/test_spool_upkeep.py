@@ -260,6 +260,27 @@ def test_purge_for_room_takes_finished_studies_of_any_age_and_none_that_waits_fo
         assert len(list(spool.folder("held").rglob("*.dcm"))) == len(broken)
 
 
+def test_what_an_orphan_has_open_in_its_attempts_folder_holds_up_no_purge(tmp_path, monkeypatch):
+    """Windows neither renames nor deletes a folder with an open file in it."""
+    made = site(tmp_path)
+    with opened(made.spool.folder) as spool:
+        hand_in(spool, contents())
+        assert work_off(made, parts(made)) == 0
+        (row,) = spool.ledger.rows("SELECT job FROM jobs")
+        held, replaced = spool.job("working", row["job"]), os.replace
+        (held / "0123").mkdir(parents=True)
+
+        def refusing(source, target):
+            if Path(source) == held:
+                raise PermissionError(13, "the folder is in use")
+            replaced(source, target)
+
+        monkeypatch.setattr("qsm_edge.spool.folders.os.replace", refusing)
+        assert len(purge(spool, made.spool, now=NOW)) == 1
+        assert states(spool) == ["purged"]
+        assert not spool.job("done", row["job"]).exists()
+
+
 def test_a_crash_inside_a_purge_is_finished_by_the_next_start(tmp_path, monkeypatch):
     from qsm_edge.spool.recover import recover
 
