@@ -154,6 +154,14 @@ def test_normalisations_do_what_they_are_called(how, low, high):
     assert tensor.max() == pytest.approx(high, abs=0.02)
 
 
+def test_a_single_slice_in_a_tensor_that_is_empty_but_for_it_is_scaled_by_its_own_brightness():
+    geometry = Geometry.from_axes((1, 12, 12), (3.0, 1.0, 1.0))
+    bright = np.full(geometry.shape, 700.0)
+    tensor, _ = prepare(bright, geometry, card(shape=(800, 12, 12), spacing_mm=(1.0,) * 3, normalisation="p99"))
+    assert (tensor > 0).mean() < 0.01
+    assert tensor.max() == pytest.approx(1.0)
+
+
 def test_what_is_not_finite_counts_as_nothing_and_nothing_divides_by_zero():
     geometry = Geometry.from_axes((8, 8, 8))
     for how in ("none", "minmax", "p99", "zscore"):

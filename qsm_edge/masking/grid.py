@@ -202,7 +202,8 @@ def _normalised(tensor: np.ndarray, how: str) -> np.ndarray:
     if how == "minmax":
         low, high = float(tensor.min()), float(tensor.max())
     elif how == "p99":
-        low, high = 0.0, float(np.percentile(tensor, 99))
+        # Where there are few slices, nearly all of the tensor is beyond the volume.
+        low, high = 0.0, float(np.percentile(tensor, 99)) or float(tensor.max())
     elif how == "zscore":
         low = float(tensor.mean())
         high = low + float(tensor.std())
