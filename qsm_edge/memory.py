@@ -25,7 +25,7 @@ _INTERPRETER = 200_000_000
 #: A voxel of one echo: magnitude and phase; while they are read, real, imaginary and phase.
 _HELD, _READ = 8, 12
 #: A voxel of the volume: the masks' work, and the results.
-_MASK, _RESULTS = 40, 8
+_MASK, _RESULTS = 56, 8
 
 Shape = tuple[int, int, int]
 

@@ -81,7 +81,9 @@ def _without_shell(
     beyond = np.pad(brain, [(n, n) for n in room], mode="edge")
     inner = tuple(slice(n, -n) for n in room)
     deep = faint & np.isinf(shallow_mm(beyond, geometry, shell_mm)[inner])
-    return np.asarray(brain & ~(faint & ~ndi.binary_propagation(deep, mask=faint)))
+    # A bleed that touches the shell keeps what is near it, not the shell all around the head.
+    kept = ndi.binary_propagation(deep, mask=faint & within_mm(deep, geometry, 2 * shell_mm))
+    return np.asarray(brain & ~(faint & ~kept))
 
 
 def _box(mask: np.ndarray, geometry: Geometry, reach_mm: float) -> tuple[slice, ...]:

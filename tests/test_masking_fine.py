@@ -87,6 +87,19 @@ def test_the_last_digits_of_a_voxels_size_decide_nothing(bound, other):
     assert seen(geometry(tuple(float(np.nextafter(v, 9.0)) for v in (3.2, 1.6, 1.0)), (9, 21, 28))) is not None
 
 
+def test_an_island_far_away_does_not_make_the_box_larger():
+    where = geometry(shape=(70, 70, 70))
+    brain, _ = logits(where)
+    coarse = layout(where, "SPL", (2.0,) * 3, (34, 34, 34))
+    wide = np.pad(brain, 7, constant_values=-9.0)
+    one = fine.fine_input(echo(where), None, where, wide, wide, coarse)
+    wide[1:3, 1:3, 1:3] = 3.0
+    two = fine.fine_input(echo(where), None, where, wide, wide, coarse)
+    assert one.box == two.box
+    wide[1:9, 1:9, 1:9] = 3.0  # a hemisphere of its own, say
+    assert fine.fine_input(echo(where), None, where, wide, wide, coarse).box != one.box
+
+
 def test_stored_in_another_orientation_it_is_the_same():
     where = geometry((1.0, 1.1, 1.2))
     first, late = echo(where), echo(where, 0.02)

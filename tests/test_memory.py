@@ -147,5 +147,5 @@ def test_reading_asks_for_what_reading_holds(monkeypatch):
     with pytest.raises(ResourceError) as caught:
         memory.require_to_read((100, 200, 200), echoes)
     assert caught.value.code == "out_of_memory"
-    monkeypatch.setattr(backend, "available_bytes", lambda device: (8 * echoes + 40) * voxels + 200_000_000)
+    monkeypatch.setattr(backend, "available_bytes", lambda device: (8 * echoes + 56) * voxels + 200_000_000)
     memory.require_to_read((100, 200, 200), echoes)

@@ -110,6 +110,18 @@ def test_where_the_volume_ends_is_no_surface(slices: int) -> None:
     assert np.array_equal(got, mask[slab])
 
 
+def test_a_bleed_that_touches_the_bone_does_not_keep_all_of_it() -> None:
+    magnitude, mask = shells((13.0, 0.05))
+    magnitude[0] = np.where(mask, 2, 0.1)
+    wide = ndi.binary_dilation(mask)
+    offsets = phantoms.offsets(GEOMETRY, (0.0, 0.0, 0.0))
+    bleed = mask & (((offsets - np.array([7.0, 0, 0])[:, None, None, None]) ** 2).sum(axis=0) < 3.0**2)
+    got = support.bright_rim(np.where(bleed, np.float32(0.05), magnitude), wide, GEOMETRY, shell_mm=1.5)
+    shell = wide & ~mask
+    assert got[mask].all()
+    assert 0 < (got & shell).sum() < 0.3 * shell.sum()
+
+
 def test_what_is_dark_in_one_echo_only_is_no_bone() -> None:
     magnitude, mask = shells((9.5, 1.0))
     magnitude[1][mask & ~ndi.binary_erosion(mask, iterations=2)] = 0.01

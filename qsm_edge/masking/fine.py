@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.ndimage as ndi
 
 from qsm_edge.backend import to_host
 from qsm_edge.masking.grid import Grid, apply, between, closest_axes, down_weights, layout, reach, turn
@@ -24,6 +25,7 @@ COARSEST_MM = (1.6, 3.2)
 CHANNELS = FINE_INPUTS  # brightness, decay, and the first network's logits of the mask and of tissue
 _ROUNDING_MM = 1e-3  # a voxel's size is the length of an affine's column, and no bound may turn on its last digits
 _MARGIN_MM = 6.0
+_ISLAND = 0.02  # share of the largest piece below which another is not looked at
 _LOGITS = 8.0  # further from the edge than that tells nothing more
 UNIT = 4.0  # of the logits that the network sees
 _BRIGHTEST = 4.0  # times the brain's median
@@ -63,7 +65,7 @@ def fine_input(
         return None
     spacing = tuple(v if OWN_MM[0] - _ROUNDING_MM <= v <= OWN_MM[1] + _ROUNDING_MM else 1.0 for v in native)
     grid = layout(geometry, coarse.letters, spacing)  # type: ignore[arg-type]
-    near = reach(brain > 0, [_MARGIN_MM / h for h in coarse.spacing_mm])
+    near = reach(_main(brain > 0), [_MARGIN_MM / h for h in coarse.spacing_mm])
     box = _box(near, coarse, grid)
     up = between(coarse, grid, box)
     logits = [apply(np.clip(one, -_LOGITS, _LOGITS), up) for one in (brain, tissue)]
@@ -81,6 +83,14 @@ def fine_input(
     tensor = np.stack([np.minimum(one, _BRIGHTEST), fall, logits[0] / UNIT, logits[1] / UNIT])
     odd = [(0, n % 2) for n in one.shape]
     return Fine(np.pad(tensor, [(0, 0), *odd], mode="edge")[None].astype(np.float32, copy=False), grid, box)
+
+
+def _main(brain: np.ndarray) -> np.ndarray:
+    """Without islands: one far away would make the box as large as the head."""
+    pieces, _ = ndi.label(brain)
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return np.asarray((sizes >= _ISLAND * sizes.max())[pieces] & brain)
 
 
 def late_echo(magnitude: Array, first: np.ndarray, brain: np.ndarray, coarse: Grid) -> np.ndarray | None:
