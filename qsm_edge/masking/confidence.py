@@ -18,8 +18,9 @@ WIDEST_EDGE_MM = 3.0
 
 @dataclass(frozen=True)
 class Confidence:
-    """Of the network that sees the whole head; a second network's edge is sharper. edge_mm: how thick the layer is in which the probability goes from a quarter to three quarters, on average over the
-    surface; agreement: Dice of the masks of the head and of its mirror image, None where the mirror was not asked."""
+    """Of the network that sees the whole head (a second network's edge is sharper): edge_mm: how thick the layer is in which the
+    probability goes from a quarter to three quarters, on average over the surface; agreement: Dice of the masks of the head
+    and of its mirror image, None where the mirror was not asked."""
 
     edge_mm: float
     agreement: float | None = None
