@@ -312,3 +312,18 @@ def test_a_force_moves_the_surface_and_calls_back_level_by_level():
     calls = []
     cheapest_surface(cost, pushed, r < 5, r > 20, steps=(3, 2), on_iteration=lambda n, x: calls.append(n))
     assert calls == [3, 5]
+
+
+def test_samples_that_are_the_volumes_own_are_copied_as_they_are():
+    volume = np.random.default_rng(0).random((6, 7, 8), dtype=np.float32)
+    whole = [np.eye(n, dtype=np.float32) for n in volume.shape]
+    part = [rows[1:5] for rows in whole]
+    product = np.einsum("abc,za,yb,xc->zyx", volume, *part)
+    for weights, wanted in ((whole, volume), (part, volume[1:5, 1:5, 1:5])):
+        got = apply(volume, weights)
+        assert np.array_equal(got, wanted)
+        assert not np.may_share_memory(got, volume)
+        got += 1  # it is the caller's own
+    assert np.array_equal(product, volume[1:5, 1:5, 1:5])
+    swapped = [whole[0][[1, 0, 2, 3, 4, 5]], *whole[1:]]
+    assert np.array_equal(apply(volume, swapped), volume[[1, 0, 2, 3, 4, 5]])

@@ -18,6 +18,8 @@ from qsm_edge.errors import UsageError
 from qsm_edge.modelcard import CENTRES, NORMALISATIONS
 from qsm_edge.types import Geometry
 
+_NOTHING = 1e-9  # of a weight
+
 Axes = tuple[int, int, int]
 Flips = tuple[bool, bool, bool]
 Triple = tuple[float, float, float]
@@ -112,6 +114,7 @@ def _hat(at: np.ndarray, of: np.ndarray, width: float) -> np.ndarray:
     """Rows of weights that average samples at the points `of` into values at the points `at`, linearly within `width`."""
     reach = np.clip(at, of[0], of[-1])  # within half a voxel of the border the last sample holds
     weights = np.maximum(0.0, 1.0 - np.abs(reach[:, None] - of[None]) / width)
+    weights[weights < _NOTHING] = 0.0  # last digits of where a sample lies
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
@@ -159,8 +162,14 @@ def apply(volume: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
     rows = [matrix[:, columns] for matrix, columns in zip(weights, part, strict=True)]
     out = np.asarray(volume[part], dtype=np.float32)
     for axis in sorted(range(3), key=lambda a: weights[a].shape[0] / weights[a].shape[1]):
+        if _is_identity(rows[axis]):  # the grid's samples are the volume's own
+            continue
         out = np.moveaxis(np.tensordot(rows[axis], out, axes=(1, axis)), 0, axis)
-    return np.ascontiguousarray(out)
+    return np.array(out, order="C") if np.may_share_memory(out, volume) else np.ascontiguousarray(out)
+
+
+def _is_identity(matrix: np.ndarray) -> bool:
+    return matrix.shape[0] == matrix.shape[1] and np.array_equal(matrix, np.eye(len(matrix), dtype=matrix.dtype))
 
 
 def prepare(magnitude_first_echo: np.ndarray, geometry: Geometry, card: Card) -> tuple[np.ndarray, Grid]:
