@@ -45,11 +45,12 @@ def test_every_fault_shows_in_its_own_measure():
 
 def test_volumes_are_masked_and_drawn(tmp_path, capsys):
     magnitude, _, _, geometry = series()
-    image = nib.Nifti1Image(magnitude[0].transpose(2, 1, 0), geometry.affine_ras_xyz)
-    nib.save(image, tmp_path / "mag.nii.gz")
-    volume, read = evaluate.loaded(tmp_path / "mag.nii.gz")
-    assert np.array_equal(volume, magnitude[0])
-    assert np.allclose(read.affine_lps, geometry.affine_lps)
+    echoes = np.concatenate([magnitude, magnitude / 2])
+    for stored in (echoes[0].transpose(2, 1, 0), echoes.transpose(3, 2, 1, 0)):
+        nib.save(nib.Nifti1Image(stored, geometry.affine_ras_xyz), tmp_path / "mag.nii.gz")
+        volumes, read = evaluate.loaded(tmp_path / "mag.nii.gz")
+        assert np.array_equal(volumes, echoes[: stored.shape[3] if stored.ndim == 4 else 1])
+        assert np.allclose(read.affine_lps, geometry.affine_lps)
     sheet, table = tmp_path / "sheet.png", tmp_path / "rows.csv"
     model = str(installed(tmp_path))
     evaluate.main(
