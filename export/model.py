@@ -204,11 +204,16 @@ class FineNet(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        around = functional.relu(self.blocks(self.stem(_to_channels(x))))
-        mask, tissue = _to_voxels(self.out(around)).chunk(2, dim=1)
-        bright, fall = x[:, 0:1], x[:, 1:2]
-        finer = [f[:, 0:1] + bright * (f[:, 1:2] + bright * f[:, 2:3]) + fall * f[:, 3:4] for f in (mask, tissue)]
-        return UNIT * x[:, 2:4] + torch.cat(finer, dim=1)
+        seen = _to_channels(x)
+        around = functional.relu(self.blocks(self.stem(seen)))
+        bright, fall, *first = seen.split(
+            8, dim=1
+        )  # as channels: turning them to voxels takes as long as a convolution
+        finer = []
+        for said, factors in zip(first, self.out(around).chunk(OUTPUTS, dim=1), strict=True):
+            level, slope, bend, share = factors.split(8, dim=1)
+            finer.append(UNIT * said + level + bright * (slope + bright * bend) + fall * share)
+        return _to_voxels(torch.cat(finer, dim=1))
 
 
 def _to_channels(x: Tensor) -> Tensor:

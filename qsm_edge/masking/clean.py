@@ -199,11 +199,13 @@ def clean(
 def _faint(magnitude: np.ndarray, box: tuple[slice, ...], part: np.ndarray) -> np.ndarray:
     """Where in the box the signal is below three standard deviations of the noise.
 
-    The noise is measured in the air: the median of a Rayleigh distribution is 1.1774 standard deviations.
+    The noise is measured in the air: the median of a Rayleigh distribution is 1.1774 standard deviations. Every second voxel
+    along each axis tells it as well as all.
     """
-    dark = magnitude < otsu(magnitude)
-    dark[box] &= ~part
-    air = magnitude[dark]
+    outside = np.ones(magnitude.shape, bool)
+    outside[box] = ~part
+    few = magnitude[::2, ::2, ::2]
+    air = few[outside[::2, ::2, ::2] & (few < otsu(few))]
     noise = float(np.median(air)) / 1.1774 if air.size > 100 else 0.0
     inside = magnitude[box]
     return np.asarray(inside < min(3 * noise, 0.2 * float(np.median(inside[part]))))
