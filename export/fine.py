@@ -24,7 +24,7 @@ from export.anatomy import Anatomy
 from export.data import WORK, Source
 from export.model import FineNet, parameters
 from export.synth import sample
-from export.train import DECAY, log, loss, save
+from export.train import log, loss, rate_at, save, stepped
 from export.views import BEYOND_LESIONS, VOLUMES
 from export.world import Protocol, random_protocol
 from qsm_edge import network as door
@@ -221,9 +221,6 @@ def _train(args: argparse.Namespace, folder: Path, maker: multiprocessing.proces
         done = seconds / args.seconds if args.seconds else step / args.steps
         if done >= 1:
             break
-        rate = args.rate * min(1.0, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * done)) + 1e-6
-        for group in optimiser.param_groups:
-            group["lr"] = rate
         if step % LOOK_EVERY == 0:
             samples.take(1, rng)
         drawn = [
@@ -233,15 +230,8 @@ def _train(args: argparse.Namespace, folder: Path, maker: multiprocessing.proces
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
             logit = network(x.to(memory_format=torch.channels_last_3d))
         value = loss(logit.float(), target, weight)
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        step += 1
+        step = stepped(network, average, optimiser, value, rate_at(args.rate, step, WARM_UP, done), step)
         losses.append(float(value.detach()))
-        share = min(DECAY, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - share)
         if seconds - logged > args.log_every:
             logged = seconds
             _note(folder, args, (network, average, optimiser), step, seconds, losses, samples.seen, looked_at)

@@ -206,9 +206,8 @@ class FineNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         seen = _to_channels(x)
         around = functional.relu(self.blocks(self.stem(seen)))
-        bright, fall, *first = seen.split(
-            8, dim=1
-        )  # as channels: turning them to voxels takes as long as a convolution
+        # As channels: turning them to voxels takes as long as a convolution.
+        bright, fall, *first = seen.split(8, dim=1)
         finer = []
         for said, factors in zip(first, self.out(around).chunk(OUTPUTS, dim=1), strict=True):
             level, slope, bend, share = factors.split(8, dim=1)

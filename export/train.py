@@ -136,22 +136,13 @@ def run(args: argparse.Namespace) -> Path:
     for windows, views in loader:
         seconds = spent + time.monotonic() - started
         done = min(1.0, seconds / args.seconds) if args.seconds else step / args.steps
-        rate = args.rate * min(1.0, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * done)) + 1e-6
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+        rate = rate_at(args.rate, step, WARM_UP, done)
         tensor, target, weight = shown(windows, views, (args.lesion_weight, args.foreign_weight))
         with torch.autocast(device, torch.bfloat16, enabled=args.bfloat16):
             logit = network(tensor.to(device, memory_format=torch.channels_last_3d))
         value = loss(logit.float(), target.to(device), weight.to(device))
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        step += 1
+        step = stepped(network, average, optimiser, value, rate, step)
         losses.append(value.detach())
-        share = min(DECAY, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - share)
         if args.seconds and done >= 1:
             end = step
         if step % VALIDATE_EVERY == 0 or step == end:
@@ -187,6 +178,32 @@ def run(args: argparse.Namespace) -> Path:
     if pool:
         pool.close()
     return folder
+
+
+def rate_at(peak: float, step: int, warm_up: int, done: float) -> float:
+    """The rate of a step: up over `warm_up` steps, then down by a cosine of the share of the run that is `done`."""
+    return peak * min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * done)) + 1e-6
+
+
+def stepped(
+    network: torch.nn.Module,
+    average: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    value: Tensor,
+    rate: float,
+    step: int,
+) -> int:
+    """Take a step down the loss `value` and draw the averaged weights after it; returns how many steps that makes."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.zero_grad(set_to_none=True)
+    value.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimiser.step()
+    share = min(DECAY, (2 + step) / (11 + step))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - share)
+    return step + 1
 
 
 def started_from(path: Path, network: torch.nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A real Orthanc on loopback, with a storage of its own, for the length of a test."""
+"""Somebody else's programs, and a real Orthanc on loopback, with a storage of its own, for the length of a test."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ class Orthanc:
 
     def post(self, path: str, content: object):
         return self.ask(path, json.dumps(content).encode())
+
+
+def program(name: str) -> str:
+    """The full path of somebody else's program (pynetdicom installs namesakes into the environment); skips without it."""
+    for candidate in (f"/usr/bin/{name}", f"/usr/sbin/{name}"):
+        if Path(candidate).is_file():
+            return candidate
+    pytest.skip(f"{name} is not installed")
 
 
 def free_ports(count: int) -> list[int]:

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.ndimage as ndi
 
 from qsm_edge.backend import to_host
-from qsm_edge.masking.grid import Grid, apply, between, closest_axes, down_weights, layout, reach, turn
+from qsm_edge.masking.grid import Grid, apply, between, closest_axes, down_weights, layout, nearest, reach, turn
 from qsm_edge.modelcard import FINE_INPUTS
 from qsm_edge.types import Array, Geometry
 
@@ -71,15 +71,15 @@ def fine_input(
     logits = [apply(np.clip(one, -_LOGITS, _LOGITS), up) for one in (brain, tissue)]
     down = [w[part] for w, part in zip(down_weights(grid), box, strict=True)]
     one = _resampled(first, grid, down)
-    inside = one[logits[0] > 0]
-    middle = float(np.median(inside)) if inside.size else 0.0
+    inside = logits[0] > 0
+    middle = float(np.median(one[inside])) if inside.any() else 0.0
     if not middle > 0:
         return None
     one /= np.float32(middle)
     fall = np.zeros_like(one)
     if late is not None:
         other = _resampled(late, grid, down) / np.float32(middle)
-        fall = decay(one, other, logits[0] > 0)
+        fall = decay(one, other, inside)
     tensor = np.stack([np.minimum(one, _BRIGHTEST), fall, logits[0] / UNIT, logits[1] / UNIT])
     odd = [(0, n % 2) for n in one.shape]
     return Fine(np.pad(tensor, [(0, 0), *odd], mode="edge")[None].astype(np.float32, copy=False), grid, box)
@@ -101,12 +101,7 @@ def late_echo(magnitude: Array, first: np.ndarray, brain: np.ndarray, coarse: Gr
     where = np.nonzero(brain > 0)
     if not where[0].size:
         return None
-    spots = [
-        np.clip(np.rint(((i - (m - 1) / 2) * h + c) / v + (n - 1) / 2).astype(int), 0, n - 1)
-        for i, m, h, c, n, v in zip(
-            where, coarse.shape, coarse.spacing_mm, coarse.centre_mm, coarse.native_shape, coarse.native_mm, strict=True
-        )
-    ]
+    spots = [near[i] for near, i in zip(nearest(coarse), where, strict=True)]
 
     def level(echo: np.ndarray) -> float:
         seen = turn(echo, coarse.axes, coarse.flips)[tuple(spots)]

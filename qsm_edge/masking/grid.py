@@ -145,6 +145,16 @@ def up_weights(grid: Grid) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return out, covered
 
 
+def nearest(grid: Grid) -> list[np.ndarray]:
+    """For each axis which native sample lies nearest to each of the grid's."""
+    out = []
+    for n, v, m, h, c in zip(
+        grid.native_shape, grid.native_mm, grid.shape, grid.spacing_mm, grid.centre_mm, strict=True
+    ):
+        out.append(np.clip(np.rint(_points(m, h, c) / v + (n - 1) / 2).astype(int), 0, n - 1))
+    return out
+
+
 def between(grid: Grid, other: Grid, box: Sequence[slice]) -> list[np.ndarray]:
     """For each axis the matrix (part of `other`, grid) that interpolates from one grid of a volume to a box of another."""
     out = []

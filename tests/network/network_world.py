@@ -16,26 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE, build_context
 
 from qsm_edge import listen
 from qsm_edge.listen import Audit, Origin, Reports, Settings
-from tests.orthanc_server import Orthanc, running
+from tests.orthanc_server import Orthanc, program, running
 
 PATIENT = "Mustermann^Hans"
 PATIENT_ID = "4711-geheim"
 PATIENCE_S = 60.0
-
-
-def program(name: str) -> str:
-    """The full path of somebody else's program (pynetdicom installs namesakes into the environment); skips without it."""
-    for candidate in (f"/usr/bin/{name}", f"/usr/sbin/{name}"):
-        if Path(candidate).is_file():
-            return candidate
-    pytest.skip(f"{name} is not installed")
 
 
 def image(

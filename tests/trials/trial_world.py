@@ -19,25 +19,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pydicom
-import pytest
 
 from qsm_edge import listen
 from qsm_edge.dicom.filemeta import read_file_meta
 from qsm_edge.dicom.identify import hashed
 from qsm_edge.spool import Spool, opened
-from tests.orthanc_server import Orthanc, running
+from tests.orthanc_server import Orthanc, program, running
 from tests.spool.spool_world import check_agreement
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 150.0
-
-
-def program(name: str) -> str:
-    """The full path of somebody else's program; the test skips where it is not installed."""
-    for candidate in (f"/usr/bin/{name}", f"/usr/sbin/{name}"):
-        if Path(candidate).is_file():
-            return candidate
-    pytest.skip(f"{name} is not installed")
 
 
 def wait_until(done: Callable[[], object], seconds: float = PATIENCE_S, step_s: float = 0.02) -> None:
