@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 VOXELS, SEGMENTATION, FACTS = "mask.nii.gz", "mask.dcm", "mask.json"
 #: Bytes a voxel on the disk at most: the mask as NIfTI and one bit as DICOM.
 _ON_DISK = 2
-#: A magnitude image in a NIfTI file says neither, and the mask depends on neither.
+#: A magnitude image in a NIfTI file says neither, and the mask depends on neither: on the order of the echoes alone.
 _ANY_ECHO_S, _ANY_FIELD_T = 0.01, 3.0
 
 
@@ -157,11 +157,12 @@ def _of_nifti(path: Path, task: _Task) -> Masked:
     publish.check_placeable(task.output, identity, names, task.keep)
     task.progress("read", 0.0)
     check_disk(image.geometry, task.output, _ON_DISK)
-    memory.require_to_read(image.geometry.shape, 1)
-    magnitude = image.load()[None]
+    memory.require_to_read(image.geometry.shape, image.echoes)
+    magnitude = image.load()
     phase = np.zeros_like(magnitude)
     source = Source("unknown", "nifti", slug="image")
-    made = task.make(GreSeries(magnitude, phase, (_ANY_ECHO_S,), _ANY_FIELD_T, image.geometry, source))
+    times = tuple(_ANY_ECHO_S * (1 + k) for k in range(image.echoes))
+    made = task.make(GreSeries(magnitude, phase, times, _ANY_FIELD_T, image.geometry, source))
     lacking = "A NIfTI magnitude has no phase: the classical mask looked at the magnitude alone, and tells dark tissue "
     lacking += "from air and bone less surely."
     facts = _facts(made, (Note("no_phase", lacking),) if made.choice.method == "threshold" else ())
@@ -202,6 +203,7 @@ def _facts(made: MaskResult, notes: Sequence[Note] = ()) -> dict[str, Any]:
         "dois": list(made.record.dois),
         "vendor": made.series.source.vendor,
         "encoding": made.series.source.encoding,
+        "echoes": made.series.magnitude.shape[0],
         "volume_ml": round(figures["brain_volume"].value, 3),
         "figures": {
             name: {"value": float(figure.value), "unit": figure.unit, "meaning": figure.meaning}

@@ -6,6 +6,7 @@ Arrays here are (z, y, x) on a `Geometry`; in the file they are (x, y, z) with t
 from __future__ import annotations
 
 import gzip
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ _PLACE = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
+#: Volumes of a file that are taken for echoes of one train; of more, as in a series over time, the first alone counts.
+_MOST_ECHOES = 24
 
 
 def is_nifti(path: Path) -> bool:
@@ -37,13 +40,21 @@ class Magnitude:
     geometry: Geometry
     image: Any
 
+    @property
+    def echoes(self) -> int:
+        """How many volumes are read: all, or the first alone of a series that is longer than a train of echoes."""
+        count = math.prod(self.image.shape[3:])
+        return count if count <= _MOST_ECHOES else 1
+
     def load(self) -> np.ndarray:
-        """The volume, or the first one of several, (z, y, x) float32. Raises InputRefused truncated_file."""
+        """The volumes that count, (echo, z, y, x) float32. Raises InputRefused truncated_file."""
         try:
-            proxy = self.image.dataobj
-            values = proxy[(..., *(0 for _ in self.image.shape[3:]))]
+            out = np.empty((self.echoes, *self.geometry.shape), np.float32)
             with np.errstate(over="ignore"):  # what overflows is infinite, and has no weight
-                return np.ascontiguousarray(np.asarray(values, dtype=np.float32).T)
+                for k in range(self.echoes):
+                    at = (k, *(0 for _ in self.image.shape[4:])) if self.image.shape[3:] else ()
+                    out[k] = np.asarray(self.image.dataobj[(..., *at)]).T
+            return out
         except MemoryError:
             raise
         except Exception as error:  # a foreign file can fail in any way a parser can
@@ -60,7 +71,7 @@ class Magnitude:
 
 
 def open_magnitude(path: Path) -> Magnitude:
-    """The header of a magnitude image: 3-D, or 4-D with the first echo first. Its name is not repeated in any message.
+    """The header of a magnitude image: 3-D, or 4-D, an echo a volume in their order. Its name is not repeated in any message.
 
     Raises
     ------

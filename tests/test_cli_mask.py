@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from network_factory import ball, installed
+from network_factory import ball, installed, installed_pair, passing
 
 from dicom_samples.encode import encode, save
 from qsm_edge import cli, publish
@@ -315,12 +315,37 @@ def test_a_nifti_gives_the_mask_of_its_dicom(studies, model, tmp_path, capsys):
     assert 2 * (one & other).sum() / (one.sum() + other.sum()) > 0.98
 
 
-def test_of_a_series_of_volumes_the_first_counts(model, tmp_path, capsys):
-    echoes = np.stack([lopsided(), np.random.default_rng(0).uniform(0, 1, geometry().shape)])
-    for name, volume in (("one", echoes[0]), ("two", echoes)):
-        image = nifti(tmp_path / f"{name}.nii", volume, geometry().affine_ras_xyz)
-        assert mask(capsys, image, tmp_path / name, "--model", model)[0] == 0
-    np.testing.assert_array_equal(*(voxels(tmp_path / name / "mask.nii.gz") for name in ("one", "two")))
+def test_the_volumes_of_a_nifti_are_its_echoes_and_the_second_network_sees_a_late_one(tmp_path, capsys):
+    (tmp_path / "pair").mkdir()
+    model = installed_pair(tmp_path / "pair", passing(decay=-9.0))
+    late = 0.8 * lopsided()
+    late[:, :, :16] *= 0.4  # decays five times as fast there, in less than half of the head
+    counts = {}
+    for name, volumes in (
+        ("first", lopsided()),
+        ("both", [lopsided(), late]),
+        ("later", [lopsided(), lopsided(), late]),
+    ):
+        image = nifti(tmp_path / f"{name}.nii", np.asarray(volumes, np.float32), geometry().affine_ras_xyz)
+        status, facts = mask(capsys, image, tmp_path / name, "--model", model)
+        assert status == 0, facts
+        assert facts["done"][0]["echoes"] == {"first": 1, "both": 2, "later": 3}[name]
+        counts[name] = voxels(tmp_path / name / "mask.nii.gz")
+    fast, slow = (counts["first"][:, :, part].sum() for part in (np.s_[:17], np.s_[19:]))
+    assert fast > 1000
+    assert counts["both"][:, :, :17].sum() < 0.2 * fast
+    assert counts["both"][:, :, 19:].sum() > 2 * counts["both"][:, :, :17].sum() + 0.5 * slow
+    np.testing.assert_array_equal(counts["both"], counts["later"])
+
+
+def test_of_a_series_that_is_longer_than_any_train_of_echoes_the_first_volume_counts(model, tmp_path, capsys):
+    others = np.random.default_rng(0).uniform(0, 1, (30, *geometry().shape))
+    for name, volumes in (("one", lopsided()), ("many", [lopsided(), *others])):
+        image = nifti(tmp_path / f"{name}.nii", np.asarray(volumes, np.float32), geometry().affine_ras_xyz)
+        status, facts = mask(capsys, image, tmp_path / name, "--model", model)
+        assert status == 0
+        assert facts["done"][0]["echoes"] == 1
+    np.testing.assert_array_equal(*(voxels(tmp_path / name / "mask.nii.gz") for name in ("one", "many")))
 
 
 def test_the_classical_mask_says_that_a_nifti_has_no_phase(tmp_path, capsys):
