@@ -22,6 +22,7 @@ import scipy.ndimage as ndi
 
 from export.anatomy import LABELS
 from export.data import FIRST_SEED, WORK, Source
+from export.fine import FINEST_MM
 from export.pictures import Panel, sheet
 from export.synth import sample
 from export.world import Protocol
@@ -163,23 +164,25 @@ def scores(mask: np.ndarray, truth: dict[str, np.ndarray]) -> dict[str, object]:
 
 
 #: The middle of the curves, and what is varied from it one at a time.
-USUAL = Protocol((0.005,), 3.0, (1.0, 1.0, 1.0), 0.01, (8.0, 0.0, 0.0), None)
+USUAL = Protocol((0.005, 0.020), 3.0, (1.0, 1.0, 1.0), 0.01, (8.0, 0.0, 0.0), None, finest_mm=FINEST_MM)
 CURVES: dict[str, Callable[[float], Protocol]] = {
     "noise": lambda v: replace(USUAL, noise=v),
     "voxel_mm": lambda v: replace(USUAL, voxel_mm=(v, v, v)),
     "slice_mm": lambda v: replace(USUAL, voxel_mm=(v, 1.0, 1.0)),
     "field_t": lambda v: replace(USUAL, b0_tesla=v),
-    "te_ms": lambda v: replace(USUAL, te_s=(v / 1000,)),
+    "te_ms": lambda v: replace(USUAL, te_s=(v / 1000,)),  # alone
+    "late_ms": lambda v: replace(USUAL, te_s=(*USUAL.te_s[:1], v / 1000)),
     "tilt_deg": lambda v: replace(USUAL, tilt_deg=(v, v / 3, v / 3)),
     "slab_mm": lambda v: replace(USUAL, slab_mm=(-v / 2, v / 2)),
     "coil_depth": lambda v: replace(USUAL, coil_depth=v),
 }
 POINTS = {
     "noise": (0.005, 0.02, 0.05, 0.1),
-    "voxel_mm": (0.5, 1.0, 2.0, 3.0),
+    "voxel_mm": (0.5, 1.0, 1.5, 2.0, 3.0),
     "slice_mm": (2.0, 4.0),
     "field_t": (1.5, 3.0, 7.0),
     "te_ms": (3.0, 10.0, 20.0, 40.0),
+    "late_ms": (10.0, 30.0),
     "tilt_deg": (0.0, 15.0, 30.0, 45.0),
     "slab_mm": (40.0, 70.0, 100.0),
     "coil_depth": (0.0, 0.7, 1.1),

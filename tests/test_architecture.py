@@ -31,6 +31,7 @@ STAGES = {
 # A part of a stage in a file of its own.
 MEMBERS = {
     "tfi": "background",
+    "coarse": "background",
     "totalvariation": "invert",
     "polarity": "echoes",
     "network": "masking",

@@ -196,6 +196,27 @@ def test_weighted_methods_do_not_look_at_voxels_of_weight_zero(name: str) -> Non
     assert np.abs(difference - difference.mean()).max() < 0.02 * _spread(HEAD.local_ppm, HEAD.mask)
 
 
+@pytest.mark.parametrize(
+    ("name", "tight", "share"), [("tfi", dict(loosest=1.0), 0.9), ("pdf", dict(doubtful_share=0.0), 0.9)]
+)
+def test_a_bleed_at_the_surface_keeps_its_field_when_the_weight_is_low(
+    name: str, tight: dict[str, Any], share: float
+) -> None:
+    """Where the weight says that the signal decays fast, susceptibility may be far from tissue's."""
+    radius = phantoms.head_radius_mm(GEOMETRY)
+    centre = (0.0, 0.75 * radius, 0.0)
+    chi, field = phantoms.blob(GEOMETRY, centre, 2.5)
+    bleed = (chi > 0.3) & HEAD.mask
+    total = np.where(HEAD.mask, HEAD.field_ppm + 0.8 * field, 0).astype(np.float32)
+    weight = np.where(bleed, 0.1, 1).astype(np.float32)
+    truth = HEAD.local_ppm + np.where(HEAD.mask, 0.8 * field, 0)
+    around = HEAD.mask & (np.sqrt((phantoms.offsets(GEOMETRY, centre) ** 2).sum(axis=0)) < 9)
+    run = background.METHODS[name]
+    loose, _ = run(total, HEAD.mask, GEOMETRY, weight)
+    other, _ = run(total, HEAD.mask, GEOMETRY, weight, **tight)
+    assert _spread(loose - truth, around) < share * _spread(other - truth, around)
+
+
 def test_a_deeper_peel_loses_more_layers() -> None:
     kept = [
         int(background.METHODS["lbv"](HEAD.field_ppm, HEAD.mask, GEOMETRY, EVEN, peel=n)[1].sum()) for n in (1, 2, 3)
