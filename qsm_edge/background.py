@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 from qsm_edge import kernels
 from qsm_edge.backend import namespace
-from qsm_edge.coarse import block_means, factors_of, refined
 from qsm_edge.distance import depth_mm
 from qsm_edge.fft import covering, crop, fast_shape, irfftn, pad, rfftn
 from qsm_edge.solvers import cg
@@ -212,7 +211,6 @@ def pdf(
     *,
     doubtful_weight: float = 0.5,
     doubtful_share: float = 0.5,
-    coarse_mm: float = 2.0,
     iterations: int = 60,
     tolerance: float = 1e-3,
     on_iteration: OnIteration | None = None,
@@ -222,37 +220,31 @@ def pdf(
     As published, the field of a bleed near the surface is fitted by sources beside it and taken off: its phase is lost, so
     that nothing says where it comes from. Here voxels whose weight is below `doubtful_weight` may be sources as well, those
     without any weight at `doubtful_share` of the amplitude of one outside (0: as published), and what they explain stays.
-    Conjugate gradients on the normal equations, stopped after `iterations`, which is what regularises it; solved on blocks
-    of about `coarse_mm` and interpolated, the background being smooth.
+    Conjugate gradients on the normal equations, stopped after `iterations`, which is what regularises it.
     Source: Liu et al., NMR Biomed 2011, doi:10.1002/nbm.1670; the sources in doubtful voxels are ours.
     """
     xp = namespace(field_ppm)
     inside = xp.astype(mask, xp.float32)
     mean = xp.sum(field_ppm * inside * weight) / xp.sum(inside * weight)
     centred = (field_ppm - mean) * inside
-    factors = factors_of(coarse_mm, geometry)
-    field, trust, part = block_means(centred, weight * inside, inside, factors)
-    steps = tuple(v * f for v, f in zip(geometry.voxel_mm, factors, strict=True))
-    voxel = (float(steps[0]), float(steps[1]), float(steps[2]))
-    shape = fast_shape(field.shape, covering(30.0, voxel))
-    response = kernels.dipole(shape, voxel, geometry.b0_dir, field)
-    outside = 1 - pad(part, shape)
-    doubt = xp.clip(1 - trust / doubtful_weight, 0.0, 1.0) * part
+    shape = fast_shape(field_ppm.shape, _margin(geometry, 30.0))
+    response = kernels.dipole(shape, geometry.voxel_mm, geometry.b0_dir, field_ppm)
+    outside = 1 - pad(inside, shape)
+    doubt = xp.clip(1 - weight / doubtful_weight, 0.0, 1.0) * inside
     free = outside + doubtful_share * pad(doubt, shape)
-    power = pad((trust * part) ** 2, shape)
+    power = pad((weight * inside) ** 2, shape)
 
     def convolve(x: Array) -> Array:
         return irfftn(response * rfftn(x), shape)
 
     sources = cg(
         lambda x: free * convolve(power * convolve(free * x)),
-        free * convolve(power * pad(field, shape)),
+        free * convolve(power * pad(centred, shape)),
         iterations=iterations,
         tolerance=tolerance,
         on_iteration=on_iteration,
     )
-    background = refined(crop(convolve(outside * sources), field.shape), factors, field_ppm.shape)
-    return (centred - background) * inside, mask
+    return (centred - crop(convolve(outside * sources), field_ppm.shape)) * inside, mask
 
 
 METHODS: dict[str, Callable[..., tuple[Array, Array]]] = {

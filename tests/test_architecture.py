@@ -31,7 +31,6 @@ STAGES = {
 # A part of a stage in a file of its own.
 MEMBERS = {
     "tfi": "background",
-    "coarse": "background",
     "totalvariation": "invert",
     "polarity": "echoes",
     "network": "masking",
