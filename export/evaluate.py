@@ -22,10 +22,9 @@ import scipy.ndimage as ndi
 
 from export.anatomy import LABELS
 from export.data import FIRST_SEED, WORK, Source
-from export.fine import FINEST_MM
 from export.pictures import Panel, sheet
 from export.synth import sample
-from export.world import Protocol
+from export.world import SECOND_MM, Protocol
 from qsm_edge.masking import morphology, network
 from qsm_edge.masking.confidence import agreement
 from qsm_edge.types import Geometry
@@ -164,7 +163,7 @@ def scores(mask: np.ndarray, truth: dict[str, np.ndarray]) -> dict[str, object]:
 
 
 #: The middle of the curves, and what is varied from it one at a time.
-USUAL = Protocol((0.005, 0.020), 3.0, (1.0, 1.0, 1.0), 0.01, (8.0, 0.0, 0.0), None, finest_mm=FINEST_MM)
+USUAL = Protocol((0.005, 0.020), 3.0, (1.0, 1.0, 1.0), 0.01, (8.0, 0.0, 0.0), None, finest_mm=SECOND_MM)
 CURVES: dict[str, Callable[[float], Protocol]] = {
     "noise": lambda v: replace(USUAL, noise=v),
     "voxel_mm": lambda v: replace(USUAL, voxel_mm=(v, v, v)),

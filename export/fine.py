@@ -26,12 +26,11 @@ from export.model import FineNet, parameters
 from export.synth import sample
 from export.train import log, loss, rate_at, save, stepped
 from export.views import BEYOND_LESIONS, VOLUMES
-from export.world import Protocol, random_protocol
+from export.world import SECOND_MM, Protocol, random_protocol
 from qsm_edge import network as door
 from qsm_edge.masking.fine import COARSEST_MM, fine_input
 from qsm_edge.masking.grid import apply, down_weights, prepare
 
-FINEST_MM = 0.9
 FIRST_SEED = {"train": 5_000_000, "develop": 6_000_000}
 WARM_UP = 100
 LOOK_EVERY = 15  # steps between two looks for new samples
@@ -46,7 +45,7 @@ def fine_protocol(rng: np.random.Generator) -> Protocol:
         if max(how.voxel_mm) <= COARSEST_MM[1] and min(how.voxel_mm) <= COARSEST_MM[0]:
             break
     gap = float(np.exp(rng.uniform(np.log(0.004), np.log(0.035)))) * min(1.3, 3 / how.b0_tesla)
-    return replace(how, te_s=(how.te_s[0], how.te_s[0] + gap), finest_mm=FINEST_MM)
+    return replace(how, te_s=(how.te_s[0], how.te_s[0] + gap), finest_mm=SECOND_MM)
 
 
 def made(anatomies: list[Anatomy], seed: int, first: door.Network) -> dict[str, np.ndarray] | None:

@@ -10,6 +10,7 @@ import scipy.ndimage as ndi
 from export.anatomy import Anatomy
 
 FINEST_MM = 1.5  # finer voxels are averaged to this before anything is computed: the first network sees 2 mm
+SECOND_MM = 0.9  # the same for the second network, which sees the scanner's own voxels
 
 
 @dataclass(frozen=True)

@@ -215,13 +215,14 @@ def pdf(
     tolerance: float = 1e-3,
     on_iteration: OnIteration | None = None,
 ) -> tuple[Array, Array]:
-    """Projection onto dipole fields: the weighted least-squares fit of sources outside the mask is the background.
+    """Projection onto dipole fields: the weighted least-squares fit of sources outside the mask, together with sources in voxels
+    of little weight inside it, whose field stays.
 
-    As published, the field of a bleed near the surface is fitted by sources beside it and taken off: its phase is lost, so
-    that nothing says where it comes from. Here voxels whose weight is below `doubtful_weight` may be sources as well, those
-    without any weight at `doubtful_share` of the amplitude of one outside (0: as published), and what they explain stays.
-    Conjugate gradients on the normal equations, stopped after `iterations`, which is what regularises it.
-    Source: Liu et al., NMR Biomed 2011, doi:10.1002/nbm.1670; the sources in doubtful voxels are ours.
+    As published, outside alone: the field of a bleed near the surface is then fitted by sources beside it and taken off, because
+    its own phase is lost and nothing says where the field comes from. Here voxels whose weight is below `doubtful_weight` may be
+    sources as well, those without any weight at `doubtful_share` of the amplitude of one outside (0: as published). Conjugate
+    gradients on the normal equations, stopped after `iterations`, which is what regularises it.
+    Source: Liu et al., NMR Biomed 2011, doi:10.1002/nbm.1670; the sources inside are ours.
     """
     xp = namespace(field_ppm)
     inside = xp.astype(mask, xp.float32)
@@ -230,8 +231,7 @@ def pdf(
     shape = fast_shape(field_ppm.shape, _margin(geometry, 30.0))
     response = kernels.dipole(shape, geometry.voxel_mm, geometry.b0_dir, field_ppm)
     outside = 1 - pad(inside, shape)
-    doubt = xp.clip(1 - weight / doubtful_weight, 0.0, 1.0) * inside
-    free = outside + doubtful_share * pad(doubt, shape)
+    free = outside + pad(doubtful_share * xp.clip(1 - weight / doubtful_weight, 0.0, 1.0) * inside, shape)
     power = pad((weight * inside) ** 2, shape)
 
     def convolve(x: Array) -> Array:

@@ -41,7 +41,7 @@ _MASK_EPILOG = """\
 INPUT is what `run` takes, and each gradient-echo acquisition in it gets a folder OUTPUT/<acquisition>/ with
   mask.nii.gz   on the grid of the images
   mask.dcm      a DICOM segmentation that refers to the first echo's magnitude (or real) images
-  mask.json     method, network, volume, how sure the network is, notes with reason codes
+  mask.json     method, network, echoes read, volume, how sure the network is, notes with reason codes
 or INPUT is a magnitude image as NIfTI (.nii, .nii.gz; 3-D, or 4-D with an echo a volume, 24 at most; of a
 longer series the first volume alone counts): then mask.nii.gz, with the axes and the affine of that file, and mask.json
 go into OUTPUT itself.

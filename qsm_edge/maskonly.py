@@ -117,9 +117,12 @@ class _Task:
         """Sets a mask apart from the results of `run`, and from masks made with other settings."""
         return f"mask {variant_of(self.recipe, self.options)}"
 
+    @property
+    def model(self) -> str | None:
+        return None if self.options.model is None else str(self.options.model)
+
     def make(self, series: GreSeries) -> MaskResult:
-        model = None if self.options.model is None else str(self.options.model)
-        return make_mask(series, self.recipe, mask=self.options.mask, model=model, progress=self.progress)
+        return make_mask(series, self.recipe, mask=self.options.mask, model=self.model, progress=self.progress)
 
 
 def _of_dicom(acquisition: Acquisition, slug: str, task: _Task) -> Masked:
@@ -157,11 +160,16 @@ def _of_nifti(path: Path, task: _Task) -> Masked:
     publish.check_placeable(task.output, identity, names, task.keep)
     task.progress("read", 0.0)
     check_disk(image.geometry, task.output, _ON_DISK)
-    memory.require_to_read(image.geometry.shape, image.echoes)
-    magnitude = image.load()
+    # The classical mask looks at the first echo alone.
+    looks_further = task.options.mask == "network" or (
+        task.options.mask == "auto" and auto_method(task.model) == "network"
+    )
+    echoes = image.echoes if looks_further else 1
+    memory.require_to_read(image.geometry.shape, echoes)
+    magnitude = image.load(echoes)
     phase = np.zeros_like(magnitude)
     source = Source("unknown", "nifti", slug="image")
-    times = tuple(_ANY_ECHO_S * (1 + k) for k in range(image.echoes))
+    times = tuple(_ANY_ECHO_S * (1 + k) for k in range(echoes))
     made = task.make(GreSeries(magnitude, phase, times, _ANY_FIELD_T, image.geometry, source))
     lacking = "A NIfTI magnitude has no phase: the classical mask looked at the magnitude alone, and tells dark tissue "
     lacking += "from air and bone less surely."

@@ -42,23 +42,25 @@ class Magnitude:
 
     @property
     def echoes(self) -> int:
-        """How many volumes are read: all, or the first alone of a series that is longer than a train of echoes."""
+        """How many volumes are echoes: all, or the first alone of a series that is longer than a train of echoes."""
         count = math.prod(self.image.shape[3:])
         return count if count <= _MOST_ECHOES else 1
 
-    def load(self) -> np.ndarray:
-        """The volumes that count, (echo, z, y, x) float32. Raises InputRefused truncated_file."""
+    def load(self, echoes: int) -> np.ndarray:
+        """The first volumes, (echo, z, y, x) float32. Raises InputRefused truncated_file, no_magnitude."""
         try:
-            out = np.empty((self.echoes, *self.geometry.shape), np.float32)
+            out = np.empty((echoes, *self.geometry.shape), np.float32)
             with np.errstate(over="ignore"):  # what overflows is infinite, and has no weight
-                for k in range(self.echoes):
+                for k in range(echoes):
                     at = (k, *(0 for _ in self.image.shape[4:])) if self.image.shape[3:] else ()
                     out[k] = np.asarray(self.image.dataobj[(..., *at)]).T
-            return out
         except MemoryError:
             raise
         except Exception as error:  # a foreign file can fail in any way a parser can
             raise InputRefused("truncated_file", "the volume cannot be read", got=type(error).__name__) from error
+        if not out[0].any():
+            raise InputRefused("no_magnitude", "the first volume is empty")
+        return out
 
     def write_mask(self, mask: np.ndarray, path: Path) -> Path:
         """Write a mask (z, y, x) with the axes, the affine and both forms of the image's own file."""
@@ -82,7 +84,9 @@ def open_magnitude(path: Path) -> Magnitude:
     import nibabel
 
     try:
-        image: Any = nibabel.load(path)
+        image: Any = nibabel.load(
+            path, keep_file_open=True
+        )  # a compressed file is read from its start at every opening
         shape = tuple(int(n) for n in image.shape)
         affine = np.asarray(image.affine, dtype=np.float64)
         kind, text = image.get_data_dtype(), bytes(image.header["descrip"].tobytes())

@@ -28,7 +28,8 @@ ZERO_MEANS_OFF = frozenset(
         "depth_limit_mm",  # the surface is treated like the inside
         "coarse_mm",  # the grid of the images
         "length_mm",  # no smoothness within tissue
-        "inside_ppm",  # no sources inside, as in PDF
+        "inside_ppm",  # no sources inside, as in PDF as published
+        "doubtful_share",  # the same
         "smooth_mm",
         "closing_mm",
         "bridge_mm",

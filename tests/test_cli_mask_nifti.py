@@ -14,6 +14,7 @@ from network_factory import ball, installed, installed_pair, passing
 
 from dicom_samples.encode import save
 from qsm_edge import publish
+from qsm_edge.nifti import open_magnitude
 from qsm_edge.types import Geometry
 
 
@@ -93,6 +94,33 @@ def test_of_a_series_that_is_longer_than_any_train_of_echoes_the_first_volume_co
         assert status == 0
         assert facts["done"][0]["echoes"] == 1
     np.testing.assert_array_equal(*(voxels(tmp_path / name / "mask.nii.gz") for name in ("one", "many")))
+
+
+@pytest.mark.parametrize(
+    ("further", "echoes"), [((), 1), ((1,), 1), ((24,), 24), ((25,), 1), ((3, 1), 3), ((2, 1, 1), 2)]
+)
+def test_how_many_volumes_are_echoes(tmp_path, further, echoes):
+    values = np.ones((4, 5, 6, *further), np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([2.0, 2.0, 2.0, 1.0])), tmp_path / "m.nii.gz")
+    found = open_magnitude(tmp_path / "m.nii.gz")
+    assert found.echoes == echoes
+    assert found.load(echoes).shape == (echoes, 6, 5, 4)
+
+
+def test_the_classical_mask_reads_the_first_volume_alone_and_the_network_refuses_an_empty_one(model, tmp_path, capsys):
+    grid = Geometry.from_axes((40, 48, 44), (5.0, 5.0, 5.0))
+    head = ball(grid, 90.0) - 0.9 * (ball(grid, 82.0) - ball(grid, 74.0))
+    image = nifti(tmp_path / "spoilt.nii.gz", np.stack([head, -head]), grid.affine_ras_xyz)
+    status, facts = mask(capsys, image, tmp_path / "classical", "--mask", "threshold")
+    assert status == 0, facts
+    assert facts["done"][0]["echoes"] == 1
+    for name, volumes, code in (
+        ("negative", [head, -head], "unknown_component"),
+        ("empty", [0 * head, head], "no_magnitude"),
+    ):
+        image = nifti(tmp_path / f"{name}.nii.gz", np.stack(volumes), grid.affine_ras_xyz)
+        status, facts = mask(capsys, image, tmp_path / name, "--model", model)
+        assert (status, [p["code"] for p in facts["refused"]]) == (3, [code])
 
 
 def test_the_classical_mask_says_that_a_nifti_has_no_phase(tmp_path, capsys):

@@ -26,7 +26,7 @@ FEW += ["--width", "8", "--blocks", "1"]
 def coarse():
     """Heads that are made quickly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fine, "FINEST_MM", 1.5)
+        patch.setattr(fine, "SECOND_MM", 1.5)
         yield
 
 
