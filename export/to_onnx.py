@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--fine-threshold", type=float, default=0.5)
     parser.add_argument("--fine-guard", type=float, default=0.3)
+    parser.add_argument("--fine-dark", type=float, nargs=2, metavar=("SHARE", "THRESHOLD"), help="see masking's card: dark")
     parser.add_argument(
         "--label-maps", type=Path, help="heads for the comparison; procedural ones where it is not given"
     )
@@ -115,6 +116,8 @@ def second(args: argparse.Namespace, source: Source) -> list[str]:
         raise SystemExit(f"torch and onnxruntime differ by {worst:.1e}, wanted {TOLERANCE:.0e} at most")
     digest = hashlib.sha256(out.read_bytes()).hexdigest()
     cuts = [f"threshold = {args.fine_threshold}", f"guard = {args.fine_guard}"]
+    if args.fine_dark:
+        cuts += [f"dark = {args.fine_dark[0]}", f"dark_threshold = {args.fine_dark[1]}"]
     return ["[fine]", f'file = "{out.name}"', f'sha256 = "{digest}"', *cuts, ""]
 
 

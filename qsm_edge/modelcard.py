@@ -21,7 +21,7 @@ KEYS = {
     "input": {"shape", "spacing_mm", "axes", "normalisation", "centre"},
     "windows": {"share", "overlap"},
     "output": {"kind", "threshold", "mirror", "closing_mm", "guard"},
-    "fine": {"file", "sha256", "threshold", "guard"},
+    "fine": {"file", "sha256", "threshold", "guard", "dark", "dark_threshold"},
 }
 FINE_INPUTS = 4  # volumes that a second network sees, see `masking.fine`
 
@@ -45,7 +45,8 @@ class Card:
     head mirrored left to right; closing_mm: the network gives two volumes, the mask and the brain's tissue, and what counts is
     the tissue cut at the threshold and closed with a ball of this radius, where the mask's probability exceeds guard; inputs:
     volumes that the network sees; fine: a second network, of free shape, that sees the neighbourhood of the brain finely,
-    in a file of its own beside this one.
+    in a file of its own beside this one; dark: where the magnitude is below this share of the brain's median, tissue is cut at
+    dark_threshold: what is dark may be a bleed or bone, but no fluid, against which a high threshold guards.
     """
 
     name: str
@@ -67,6 +68,8 @@ class Card:
     inputs: int = 1
     file: str = ""
     fine: Card | None = None
+    dark: float = 0.0
+    dark_threshold: float = 1.0
 
     @property
     def channels(self) -> int:
@@ -145,6 +148,8 @@ def _fine(first: Card, table: Any) -> Card:
         mirror=False,
         inputs=FINE_INPUTS,
         file=_text(table, "file"),
+        dark=float(table.get("dark", 0.0)),
+        dark_threshold=float(table.get("dark_threshold", table["threshold"])),
     )
 
 
@@ -159,6 +164,8 @@ def _fits(fine: Card | None, closing_mm: float | None) -> tuple[tuple[object, ob
         (re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.onnx", fine.file), "fine file", "a file name that ends in .onnx"),
         (0 < fine.threshold < 1, fine.threshold, "a probability between 0 and 1"),
         (0 <= fine.guard < 1, fine.guard, "a guard from 0 to 1"),
+        (0 <= fine.dark <= 1, fine.dark, "a share of the brain's signal from 0 to 1"),
+        (0 < fine.dark_threshold <= fine.threshold, fine.dark_threshold, "a dark_threshold up to the threshold"),
     )
 
 

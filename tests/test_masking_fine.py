@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import array_api_strict
 import numpy as np
 import onnxruntime
@@ -232,6 +234,23 @@ def test_later_echoes_reach_the_second_network_alone(tmp_path):
     assert dice(one, two) < 0.9
 
 
+def test_tissue_may_be_cut_lower_where_it_is_dark(tmp_path):
+    magnitude, phase, times, where = series()
+    dark = np.zeros(where.shape, bool)
+    dark[:, :, :17] = True
+    magnitude = np.where(dark, 0.5 * magnitude, magnitude).astype(np.float32)
+    found = {}
+    for name, cuts in (("even", {}), ("dark", dict(fine__dark=0.7, fine__dark_threshold=0.3))):
+        (tmp_path / name).mkdir()
+        path = installed_pair(tmp_path / name, fine__threshold=0.9999, **cuts)
+        action = functools.partial(masking.network, magnitude, phase, times, where, model=path)
+        found[name] = action() if cuts else refused(action)
+    assert found["even"] == "mask_empty", "no logit is that far from the edge"
+    inside = ball(where) > 0.5
+    assert found["dark"][dark & inside].mean() > 0.8
+    assert found["dark"][~dark & inside].mean() < 0.2
+
+
 class FailingOnTwo:
     """A session that says that it runs on CUDA; that of a second network, of four inputs, fails when it does."""
 
@@ -264,9 +283,10 @@ def test_a_note_tells_where_the_second_network_alone_had_to_leave_the_accelerato
 
 
 def test_its_figures_stand_in_the_card(tmp_path):
-    loaded = network.load(installed_pair(tmp_path, fine__threshold=0.4, fine__guard=0.2))
+    loaded = network.load(installed_pair(tmp_path, fine__threshold=0.4, fine__guard=0.2, fine__dark=0.5))
     card = loaded.fine.card
     assert (card.threshold, card.guard, card.shape, card.inputs, card.channels) == (0.4, 0.2, None, 4, 2)
+    assert (card.dark, card.dark_threshold) == (0.5, 0.4)
     assert network.load(installed(tmp_path)).fine is None
 
 
@@ -280,6 +300,8 @@ def test_its_figures_stand_in_the_card(tmp_path):
         ({"fine__sha256": "short"}, "model_card"),
         ({"fine__threshold": 1.0}, "model_card"),
         ({"fine__guard": -0.1}, "model_card"),
+        ({"fine__dark": 1.5}, "model_card"),
+        ({"fine__dark": 0.5, "fine__dark_threshold": 0.6}, "model_card"),
         ({"fine__spacing": 1.0}, "model_card"),
         ({"fine__file": None}, "model_card"),
         ({"output__closing_mm": None, "output__guard": None}, "model_card"),

@@ -101,7 +101,11 @@ def _solid(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tissue closed, float32 0 or 1, and where the mask is firm, bool; on the native grid."""
     brain, tissue, card = _outputs(level, grid, magnitude, first, geometry, loaded)
-    return _closed(tissue > card.threshold, brain, card, geometry), brain > _FIRM
+    solid = tissue > card.threshold
+    if card.dark and (brain > 0.5).any():
+        dark = first < card.dark * float(np.median(first[brain > 0.5]))
+        solid |= dark & (tissue > card.dark_threshold)
+    return _closed(solid, brain, card, geometry), brain > _FIRM
 
 
 def _outputs(

@@ -103,11 +103,12 @@ def test_exported_it_runs_beside_the_first_network(work, tmp_path, monkeypatch):
     monkeypatch.setattr(to_onnx, "WORK", work)
     out = tmp_path / "mask.onnx"
     second = work / "runs" / "second" / "last.pt"
-    cuts = ["--fine-threshold", "0.45", "--fine-guard", "0.25"]
+    cuts = ["--fine-threshold", "0.45", "--fine-guard", "0.25", "--fine-dark", "0.6", "0.4"]
     first = work / "runs" / "first" / "best.pt"
     to_onnx.main([str(first), str(out), "--samples", "1", "--fine", str(second), *cuts])
     loaded = load(out).fine
     assert (loaded.card.threshold, loaded.card.guard) == (0.45, 0.25)
+    assert (loaded.card.dark, loaded.card.dark_threshold) == (0.6, 0.4)
     for shape in ((20, 24, 28), (10, 12, 14)):
         tensor = np.random.default_rng(0).random((1, INPUTS, *shape), dtype=np.float32)
         assert loaded.segment(tensor).shape == (1, 2, *shape)
