@@ -237,10 +237,10 @@ def test_later_echoes_reach_the_second_network_alone(tmp_path):
 def test_tissue_may_be_cut_lower_where_it_is_dark(tmp_path):
     magnitude, phase, times, where = series()
     dark = np.zeros(where.shape, bool)
-    dark[:, :, :17] = True
-    magnitude = np.where(dark, 0.5 * magnitude, magnitude).astype(np.float32)
+    dark[:, :, :14] = True
+    magnitude = np.where(dark, 0.8 * magnitude, magnitude).astype(np.float32)
     found = {}
-    for name, cuts in (("even", {}), ("dark", dict(fine__dark=0.7, fine__dark_threshold=0.3))):
+    for name, cuts in (("even", {}), ("dark", dict(fine__dark=0.9, fine__dark_threshold=0.3))):
         (tmp_path / name).mkdir()
         path = installed_pair(tmp_path / name, fine__threshold=0.9999, **cuts)
         action = functools.partial(masking.network, magnitude, phase, times, where, model=path)

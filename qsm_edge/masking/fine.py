@@ -29,7 +29,7 @@ _ISLAND = 0.02  # share of the largest piece below which another is not looked a
 _LOGITS = 8.0  # further from the edge than that tells nothing more
 UNIT = 4.0  # of the logits that the network sees
 _BRIGHTEST = 4.0  # times the brain's median
-_LEAST = 0.03  # by which the brain's signal has to fall, of the logarithm
+_LEAST = 0.06  # by which the brain's signal has to fall, of the logarithm: in 3 ms at 3 T; training began at 4 ms
 _LEFT = 0.4  # what must be left of it in a late echo
 _FAINT = 0.06  # share of the brain's median below which the decay is noise
 
