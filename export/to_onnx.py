@@ -54,7 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--fine-threshold", type=float, default=0.5)
     parser.add_argument("--fine-guard", type=float, default=0.3)
-    parser.add_argument("--fine-dark", type=float, nargs=2, metavar=("SHARE", "THRESHOLD"), help="see masking's card: dark")
+    parser.add_argument(
+        "--fine-dark", type=float, nargs=2, metavar=("SHARE", "THRESHOLD"), help="see masking's card: dark"
+    )
     parser.add_argument(
         "--label-maps", type=Path, help="heads for the comparison; procedural ones where it is not given"
     )
