@@ -137,7 +137,11 @@ def recover(parent: Path) -> list[str]:
 
 def _recover_one(parent: Path, path: Path) -> str | None:
     match, identity = _HIDDEN.match(path.name), made_of(path)
-    if match is None or path.is_symlink() or not path.is_dir() or (identity is None and any(path.iterdir())):
+    if match is None or path.is_symlink() or not path.is_dir():
+        return None
+    if identity is None and any(
+        inside.name != MARKER for inside in path.iterdir()
+    ):  # a marker may have been cut off, too
         return None
     if match["kind"] == "partial" or identity is None:
         _delete_abandoned(path)

@@ -146,6 +146,15 @@ def writer(tmp_path):
         process.kill()
 
 
+@pytest.mark.parametrize("written", ["", '{"software": "qsm'])
+def test_what_was_cut_off_within_its_marker_is_cleared_up(tmp_path, written):
+    cut = tmp_path / ".gre.partial-12"
+    cut.mkdir()
+    (cut / publish.MARKER).write_text(written)
+    assert publish.recover(tmp_path) == []
+    assert not cut.exists()
+
+
 def test_kill_9_leaves_nothing_under_a_final_name_and_the_next_run_clears_up(tmp_path, writer):
     os.kill(writer.pid, signal.SIGKILL)
     writer.wait(10)
