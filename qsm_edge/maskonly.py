@@ -96,10 +96,17 @@ def run_mask(
 
 def _overrides(options: Options) -> tuple[str, ...]:
     """The overrides after the method whose options they are: the one asked for, or what 'auto' comes to."""
-    method = options.mask
-    if method == "auto" and options.overrides:
-        method = auto_method(None if options.model is None else str(options.model))
+    method = _method(options) if options.overrides else options.mask
     return options.overrides if method == "auto" else (f"mask={method}", *options.overrides)
+
+
+def _method(options: Options) -> str:
+    """The way to make a mask that was asked for, or what 'auto' comes to."""
+    return auto_method(_model(options)) if options.mask == "auto" else options.mask
+
+
+def _model(options: Options) -> str | None:
+    return None if options.model is None else str(options.model)
 
 
 @dataclass(frozen=True)
@@ -117,12 +124,10 @@ class _Task:
         """Sets a mask apart from the results of `run`, and from masks made with other settings."""
         return f"mask {variant_of(self.recipe, self.options)}"
 
-    @property
-    def model(self) -> str | None:
-        return None if self.options.model is None else str(self.options.model)
-
     def make(self, series: GreSeries) -> MaskResult:
-        return make_mask(series, self.recipe, mask=self.options.mask, model=self.model, progress=self.progress)
+        return make_mask(
+            series, self.recipe, mask=self.options.mask, model=_model(self.options), progress=self.progress
+        )
 
 
 def _of_dicom(acquisition: Acquisition, slug: str, task: _Task) -> Masked:
@@ -160,11 +165,7 @@ def _of_nifti(path: Path, task: _Task) -> Masked:
     publish.check_placeable(task.output, identity, names, task.keep)
     task.progress("read", 0.0)
     check_disk(image.geometry, task.output, _ON_DISK)
-    # The classical mask looks at the first echo alone.
-    looks_further = task.options.mask == "network" or (
-        task.options.mask == "auto" and auto_method(task.model) == "network"
-    )
-    echoes = image.echoes if looks_further else 1
+    echoes = image.echoes if _method(task.options) == "network" else 1  # the classical mask looks at the first alone
     memory.require_to_read(image.geometry.shape, echoes)
     magnitude = image.load(echoes)
     phase = np.zeros_like(magnitude)

@@ -84,9 +84,8 @@ def open_magnitude(path: Path) -> Magnitude:
     import nibabel
 
     try:
-        image: Any = nibabel.load(
-            path, keep_file_open=True
-        )  # a compressed file is read from its start at every opening
+        # Kept open, because a compressed file is read from its start at every opening.
+        image: Any = nibabel.load(path, keep_file_open=True)
         shape = tuple(int(n) for n in image.shape)
         affine = np.asarray(image.affine, dtype=np.float64)
         kind, text = image.get_data_dtype(), bytes(image.header["descrip"].tobytes())

@@ -139,9 +139,8 @@ def _recover_one(parent: Path, path: Path) -> str | None:
     match, identity = _HIDDEN.match(path.name), made_of(path)
     if match is None or path.is_symlink() or not path.is_dir():
         return None
-    if identity is None and any(
-        inside.name != MARKER for inside in path.iterdir()
-    ):  # a marker may have been cut off, too
+    # A marker may have been cut off, too.
+    if identity is None and any(inside.name != MARKER for inside in path.iterdir()):
         return None
     if match["kind"] == "partial" or identity is None:
         _delete_abandoned(path)

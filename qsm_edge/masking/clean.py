@@ -102,9 +102,10 @@ def _solid(
     """Tissue closed, float32 0 or 1, and where the mask is firm, bool; on the native grid."""
     brain, tissue, card = _outputs(level, grid, magnitude, first, geometry, loaded)
     solid = tissue > card.threshold
-    if card.dark and (brain > 0.5).any():
-        dark = first < card.dark * float(np.median(first[brain > 0.5]))
-        solid |= dark & (tissue > card.dark_threshold)
+    if card.dark:
+        inside = first[brain > 0.5]
+        if inside.size:
+            solid |= (first < card.dark * float(np.median(inside))) & (tissue > card.dark_threshold)
     return _closed(solid, brain, card, geometry), brain > _FIRM
 
 
