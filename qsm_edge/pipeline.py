@@ -212,9 +212,11 @@ def chain_from_seed(
     local, kept = run("background", fit.field_ppm, known, geometry, weight)
     inner = kept & mask
     _require_voxels(inner, recipe.choices["background"].method)
-    weight = run("rim", fit.field_ppm, local, kept, geometry, weight)
+    strong, theirs = run("strong_sources", local, kept, geometry, weight)
+    rest = local - theirs
+    weight = run("rim", fit.field_ppm - theirs, rest, kept, geometry, weight)
     steps = run("edges", series.magnitude, r2star, kept, geometry, weight)
-    chi = run("invert", local, kept, geometry, weight, steps)
+    chi = run("invert", rest, kept, geometry, weight, steps) + strong
     chi = run("reference", chi, inner, geometry, r2star)
     out = {"field_ppm": fit.field_ppm, "local_ppm": local, "residual": fit.residual, "weight": weight}
     out |= {} if r2star is None else {"r2star_per_s": r2star}

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qsm_edge import background, echoes, edges, invert, masking, reference, support, unwrap, weights
+from qsm_edge import background, echoes, edges, invert, masking, reference, strong_sources, support, unwrap, weights
 
 Method = Callable[..., Any]
 
@@ -21,6 +21,7 @@ STAGES: Mapping[str, Mapping[str, Method]] = {
     "echoes": echoes.METHODS,
     "weight": weights.METHODS,
     "background": background.METHODS,
+    "strong_sources": strong_sources.METHODS,
     "rim": weights.RIM_METHODS,
     "edges": edges.METHODS,
     "invert": invert.METHODS,

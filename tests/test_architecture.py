@@ -21,6 +21,7 @@ STAGES = {
     "echoes",
     "weights",
     "background",
+    "strong_sources",
     "edges",
     "invert",
     "reference",
