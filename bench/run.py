@@ -35,6 +35,7 @@ CHAINS = {
     "default, ismv": ("--set", "background=ismv", "--set", "rim=none"),
     "default, no rim weights": ("--set", "rim=none"),
     "default, brain alone": ("--set", "support=brain"),
+    "default, no strong sources": ("--set", "strong_sources=none"),
     "default, no edges": ("--set", "edges=none"),
     "default, hdqsm": ("--set", "invert=hdqsm"),
     "default, rts": ("--set", "invert=rts"),

@@ -18,11 +18,14 @@ from qsm_edge import kernels
 from qsm_edge.backend import namespace, on_host
 from qsm_edge.distance import shallow_mm, within_mm
 from qsm_edge.fft import covering, crop, fast_shape, irfftn, pad, rfftn
-from qsm_edge.solvers import cg, dot
+from qsm_edge.solvers import cg, dot, neighbours
 from qsm_edge.types import Array, Geometry
 
-_MARGIN_MM = 16.0
-_SWEEPS = 3
+#: Room against wrap-around: a void's own length and this more; of a longer void no more than the second, for memory's sake.
+_MARGIN_MM, _LONGEST_MM = 16.0, 48.0
+_SWEEPS, _MOST = 3, 40
+#: Of the susceptibility next to it, what a voxel of the outermost layer has: the rest of it is bone.
+_OUTERMOST = 0.5
 
 Box = tuple[slice, ...]
 
@@ -53,15 +56,16 @@ def superposed(
     """Voids of the signal whose own susceptibility explains the field about them are inverted first, by weighted least squares.
 
     A void is what hangs together with a weight below `weight_limit`, at least `least_ml` large and `least_depth_mm` deep
-    below the surface somewhere, and the voxels next to it; the outermost layer of the mask is none. Each is fitted to the
-    field that the others leave, with `noise_ppm` for the deviation of a voxel of weight one and `spread_ppm` for that of the
-    susceptibility; a voxel whose field stays unexplained by `doubt_ppm` has half of its weight from then on. A void is a source
-    where its field explains `least_explained` or more of the weighted power within `near_mm` of it. Bleeds explain 0.7 and
-    more; voids above the nose and the ears, whose sources lie outside, less than half (bench/NOTES.md): they are left alone.
+    below the surface somewhere, and the voxels next to it; the outermost layer of the mask, shared with bone, follows at
+    half. The forty largest are fitted to the field that the others leave, with `noise_ppm` for the deviation of a voxel of
+    weight one and `spread_ppm` for that of the susceptibility; a voxel whose field stays unexplained by `doubt_ppm` has half
+    of its weight from then on. A void is a source where its field explains `least_explained` or more of the weighted power
+    within `near_mm` of it. Bleeds explain 0.7 and more; voids above the nose and the ears, whose sources lie outside, less
+    than half (bench/NOTES.md): they are left alone.
     Source: Sun et al., MRM 2016, doi:10.1002/mrm.25919 (superposed dipole inversion); what counts as a source is ours.
     """
     xp = namespace(local_ppm)
-    labels, boxes = _voids(weight, mask, geometry, weight_limit, least_ml, least_depth_mm, near_mm)
+    labels, rim, boxes = _voids(weight, mask, geometry, weight_limit, least_ml, least_depth_mm, near_mm)
     chi, field = xp.zeros_like(local_ppm), xp.zeros_like(local_ppm)
     known = weight * xp.astype(mask, weight.dtype)
     power = known**2
@@ -70,7 +74,7 @@ def superposed(
         return chi, field
     centred = xp.where(mask, local_ppm - float(xp.sum(local_ppm * power)) / whole, field)
     ridge = (noise_ppm / spread_ppm) ** 2
-    found = [_Void(labels, k, box, geometry, near_mm) for k, box in enumerate(boxes, start=1)]
+    found = [_Void(labels, rim, k, box, geometry, near_mm) for k, box in enumerate(boxes, start=1)]
     for sweep in range(_SWEEPS):
         for void in found:
             void.fit(centred - field, power, ridge, iterations)
@@ -87,43 +91,49 @@ def superposed(
 @on_host
 def _voids(
     weight: Array, mask: Array, geometry: Geometry, limit: float, least_ml: float, least_depth_mm: float, near_mm: float
-) -> tuple[np.ndarray, list[tuple[Box, Box]]]:
+) -> tuple[np.ndarray, np.ndarray, list[tuple[Box, Box]]]:
     """Voids, numbered from 1, and of each its own box and that of its surroundings."""
-    below = ndi.binary_erosion(mask)  # the outermost voxels are shared with bone, whose field they would explain
-    dark = below & (weight < limit)
+    below = ndi.binary_erosion(mask)  # left free, the outermost voxels would explain the bone's field
+    lost = mask & (weight < limit)
+    dark, rim = lost & below, lost & ~below
     wide = ndi.binary_fill_holes(ndi.binary_dilation(dark) & below)
     labels, count = ndi.label(wide)
     if not count:
-        return labels, []
+        return labels, rim, []
     number = labels[dark]
     volume_ml = np.bincount(number, minlength=count + 1) * math.prod(geometry.voxel_mm) / 1000
     deep = np.bincount(number[np.isinf(shallow_mm(mask, geometry, least_depth_mm)[dark])], minlength=count + 1) > 0
     room = covering(near_mm, geometry.voxel_mm)
+    kept = np.flatnonzero((volume_ml >= least_ml) & deep)
+    kept = kept[np.argsort(-volume_ml[kept], kind="stable")][:_MOST]
+    cores = ndi.find_objects(labels)
+    renumbered = np.zeros(count + 1, labels.dtype)
+    renumbered[kept] = np.arange(1, len(kept) + 1)
     boxes: list[tuple[Box, Box]] = []
-    for k, core in enumerate(ndi.find_objects(labels), start=1):
-        if volume_ml[k] < least_ml or not deep[k]:
-            labels[core][labels[core] == k] = 0
-            continue
-        labels[core][labels[core] == k] = len(boxes) + 1
-        around = (
-            slice(max(c.start - r, 0), min(c.stop + r, n)) for c, r, n in zip(core, room, mask.shape, strict=True)
-        )
-        boxes.append((core, tuple(around)))
-    return labels, boxes
+    for core in (cores[k - 1] for k in kept):
+        ends = zip(core, room, mask.shape, strict=True)
+        boxes.append((core, tuple(slice(max(c.start - r, 0), min(c.stop + r, n)) for c, r, n in ends)))
+    return renumbered[labels], rim, boxes
 
 
 class _Void:
     """A place where the signal is lost, and its surroundings, on a small grid of their own."""
 
-    def __init__(self, labels: Array, number: int, box: tuple[Box, Box], geometry: Geometry, near_mm: float) -> None:
+    def __init__(
+        self, labels: Array, rim: Array, number: int, box: tuple[Box, Box], geometry: Geometry, near_mm: float
+    ) -> None:
         xp = namespace(labels)
         core, self.box = box
         inside = labels[self.box] == number
         self._free = xp.astype(inside, xp.float32)
+        touching = _around(self._free)
+        tied = rim[self.box] & (touching > 0)
+        self._tie = _OUTERMOST * xp.astype(tied, xp.float32) / xp.maximum(touching, xp.ones_like(touching))
         self._near = within_mm(inside, geometry, near_mm)
         size = tuple(b.stop - b.start for b in self.box)
-        length = tuple(c.stop - c.start for c in core)
-        room = tuple(n + m for n, m in zip(length, covering(_MARGIN_MM, geometry.voxel_mm), strict=True))
+        ends = zip(core, geometry.voxel_mm, strict=True)
+        length = tuple(min((c.stop - c.start) * v, _LONGEST_MM) + _MARGIN_MM for c, v in ends)
+        room = tuple(covering(mm, geometry.voxel_mm)[axis] for axis, mm in enumerate(length))
         self._shape = fast_shape(size, room)
         self._response = kernels.dipole(self._shape, geometry.voxel_mm, geometry.b0_dir, self._free)
         self.chi = xp.zeros_like(self._free)
@@ -137,12 +147,21 @@ class _Void:
         def spread(x: Array) -> Array:  # its own adjoint
             return crop(irfftn(self._response * rfftn(pad(x, self._shape)), self._shape), size)
 
-        self.chi = cg(
-            lambda chi: self._free * spread(weight * spread(chi)) + ridge * chi,
-            self._free * spread(weight * target),
+        free = cg(
+            lambda chi: self._gathered(spread(weight * spread(self._tied(chi)))) + ridge * chi,
+            self._gathered(spread(weight * target)),
             iterations=iterations,
         )
+        self.chi = self._tied(free)
         self._own = spread(self.chi)
+
+    def _tied(self, chi: Array) -> Array:
+        """What is free, and in voxels of the outermost layer half of the mean of those next to them that are."""
+        return chi + self._tie * _around(chi)
+
+    def _gathered(self, x: Array) -> Array:
+        """The adjoint of `_tied`."""
+        return self._free * (x + _around(self._tie * x))
 
     def explained(self, left_ppm: Array, power: Array) -> float:
         """Share of the field's weighted power nearby, what the others leave of it, that this one explains."""
@@ -151,6 +170,16 @@ class _Void:
         weight = xp.where(self._near, power[self.box], xp.zeros_like(left))
         whole = dot(weight, (left + self._own) ** 2)
         return 1 - dot(weight, left**2) / whole if whole > 0 else 0.0
+
+
+def _around(x: Array) -> Array:
+    """Sum over the six neighbours, zero beyond the border."""
+    total = namespace(x).zeros_like(x)
+    for axis in range(3):
+        first, second = neighbours(axis)
+        total[first] += x[second]
+        total[second] += x[first]
+    return total
 
 
 def _together(voids: list[_Void], like: Array, geometry: Geometry) -> tuple[Array, Array]:

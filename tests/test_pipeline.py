@@ -67,7 +67,8 @@ def test_the_chain_finds_the_sources_of_an_analytic_head(name):
     assert not (inner & ~mask).any()
     assert inner.sum() > (0.99 if name == "default" else 0.7) * mask.sum()
     assert [r.stage for r in result.provenance.stages] == [
-        "mask", "support", "unwrap", "echoes", "weight", "background", "strong_sources", "rim", "edges", "invert", "reference", "quality"
+        "mask", "support", "unwrap", "echoes", "weight", "background", "strong_sources", "rim", "edges", "invert",
+        "reference", "quality",
     ]  # fmt: skip
 
 
