@@ -10,6 +10,7 @@ chi: (z, y, x) [ppm], zero where there is no source; field: what it gives rise t
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import scipy.ndimage as ndi
@@ -30,6 +31,14 @@ _OUTERMOST = 0.5
 Box = tuple[slice, ...]
 
 
+class _Place(NamedTuple):
+    """The box of a void, that of its surroundings, and whether the surface is near."""
+
+    core: Box
+    around: Box
+    near_surface: bool
+
+
 def tell_none(local_ppm: Array, mask: Array, geometry: Geometry, weight: Array) -> tuple[Array, Array]:
     """No source is told beforehand: the inversion finds all of them."""
     del mask, geometry, weight
@@ -47,7 +56,8 @@ def superposed(
     least_ml: float = 0.05,
     least_depth_mm: float = 3.0,
     near_mm: float = 8.0,
-    least_explained: float = 0.6,
+    least_explained: float = 0.75,
+    least_explained_deep: float = 0.5,
     noise_ppm: float = 0.02,
     spread_ppm: float = 1.0,
     doubt_ppm: float = 0.1,
@@ -59,29 +69,32 @@ def superposed(
     below the surface somewhere, and the voxels next to it; the outermost layer of the mask, shared with bone, follows at
     half. The forty largest are fitted to the field that the others leave, with `noise_ppm` for the deviation of a voxel of
     weight one and `spread_ppm` for that of the susceptibility; a voxel whose field stays unexplained by `doubt_ppm` has half
-    of its weight from then on. A void is a source where its field explains `least_explained` or more of the weighted power
-    within `near_mm` of it. Bleeds explain 0.7 and more; voids above the nose and the ears, whose sources lie outside, less
-    than half (bench/NOTES.md): they are left alone.
+    of its weight from then on. A void is a source where a single susceptibility throughout, of the voxels that lost their
+    signal alone, explains `least_explained` or more of the weighted power of the field within `near_mm`, or, with no surface
+    as near as that, `least_explained_deep`. Bleeds at the surface: 0.82 and more; voids above the nose and the ears, whose
+    sources lie outside: 0.67 at most (bench/NOTES.md). These are left alone.
     Source: Sun et al., MRM 2016, doi:10.1002/mrm.25919 (superposed dipole inversion); what counts as a source is ours.
     """
     xp = namespace(local_ppm)
-    labels, rim, boxes = _voids(weight, mask, geometry, weight_limit, least_ml, least_depth_mm, near_mm)
+    labels, lost, places = _voids(weight, mask, geometry, weight_limit, least_ml, least_depth_mm, near_mm)
     chi, field = xp.zeros_like(local_ppm), xp.zeros_like(local_ppm)
     known = weight * xp.astype(mask, weight.dtype)
     power = known**2
     whole = float(xp.sum(power))
-    if not boxes or whole <= 0:
+    if not places or whole <= 0:
         return chi, field
     centred = xp.where(mask, local_ppm - float(xp.sum(local_ppm * power)) / whole, field)
     ridge = (noise_ppm / spread_ppm) ** 2
-    found = [_Void(labels, rim, k, box, geometry, near_mm) for k, box in enumerate(boxes, start=1)]
+    found = [_Void(labels, lost, k, place, geometry, near_mm) for k, place in enumerate(places, start=1)]
     for sweep in range(_SWEEPS):
         for void in found:
             void.fit(centred - field, power, ridge, iterations)
         chi, field = _together(found, chi, geometry)
         power = (known / (1 + ((centred - field) / doubt_ppm) ** 2)) ** 2
         if sweep:  # in the first, each was fitted to the others' fields as well
-            true = [void for void in found if void.explained(centred - field, power) >= least_explained]
+            left = centred - field
+            least = {True: least_explained, False: least_explained_deep}
+            true = [void for void in found if void.explained(left, power) >= least[void.near_surface]]
             if len(true) < len(found):
                 found = true
                 chi, field = _together(found, chi, geometry)
@@ -91,47 +104,49 @@ def superposed(
 @on_host
 def _voids(
     weight: Array, mask: Array, geometry: Geometry, limit: float, least_ml: float, least_depth_mm: float, near_mm: float
-) -> tuple[np.ndarray, np.ndarray, list[tuple[Box, Box]]]:
+) -> tuple[np.ndarray, np.ndarray, list[_Place]]:
     """Voids, numbered from 1, and of each its own box and that of its surroundings."""
     below = ndi.binary_erosion(mask)  # left free, the outermost voxels would explain the bone's field
     lost = mask & (weight < limit)
-    dark, rim = lost & below, lost & ~below
+    dark = lost & below
     wide = ndi.binary_fill_holes(ndi.binary_dilation(dark) & below)
     labels, count = ndi.label(wide)
     if not count:
-        return labels, rim, []
+        return labels, lost, []
     number = labels[dark]
     volume_ml = np.bincount(number, minlength=count + 1) * math.prod(geometry.voxel_mm) / 1000
-    deep = np.bincount(number[np.isinf(shallow_mm(mask, geometry, least_depth_mm)[dark])], minlength=count + 1) > 0
-    room = covering(near_mm, geometry.voxel_mm)
+    depth = shallow_mm(mask, geometry, max(least_depth_mm, near_mm))
+    deep = np.bincount(number[depth[dark] > least_depth_mm], minlength=count + 1) > 0
+    near_surface = np.bincount(labels[depth <= near_mm], minlength=count + 1) > 0
     kept = np.flatnonzero((volume_ml >= least_ml) & deep)
     kept = kept[np.argsort(-volume_ml[kept], kind="stable")][:_MOST]
-    cores = ndi.find_objects(labels)
     renumbered = np.zeros(count + 1, labels.dtype)
     renumbered[kept] = np.arange(1, len(kept) + 1)
-    boxes: list[tuple[Box, Box]] = []
-    for core in (cores[k - 1] for k in kept):
-        ends = zip(core, room, mask.shape, strict=True)
-        boxes.append((core, tuple(slice(max(c.start - r, 0), min(c.stop + r, n)) for c, r, n in ends)))
-    return renumbered[labels], rim, boxes
+    cores, room, places = ndi.find_objects(labels), covering(near_mm, geometry.voxel_mm), list[_Place]()
+    for k in kept:
+        ends = zip(cores[k - 1], room, mask.shape, strict=True)
+        around = tuple(slice(max(c.start - r, 0), min(c.stop + r, n)) for c, r, n in ends)
+        places.append(_Place(cores[k - 1], around, bool(near_surface[k])))
+    return renumbered[labels], lost, places
 
 
 class _Void:
     """A place where the signal is lost, and its surroundings, on a small grid of their own."""
 
     def __init__(
-        self, labels: Array, rim: Array, number: int, box: tuple[Box, Box], geometry: Geometry, near_mm: float
+        self, labels: Array, lost: Array, number: int, place: _Place, geometry: Geometry, near_mm: float
     ) -> None:
         xp = namespace(labels)
-        core, self.box = box
+        self.box, self.near_surface = place.around, place.near_surface
         inside = labels[self.box] == number
         self._free = xp.astype(inside, xp.float32)
         touching = _around(self._free)
-        tied = rim[self.box] & (touching > 0)
+        tied = lost[self.box] & ~inside & (touching > 0)
+        self._lost = xp.astype(lost[self.box] & (inside | tied), xp.float32)
         self._tie = _OUTERMOST * xp.astype(tied, xp.float32) / xp.maximum(touching, xp.ones_like(touching))
         self._near = within_mm(inside, geometry, near_mm)
         size = tuple(b.stop - b.start for b in self.box)
-        ends = zip(core, geometry.voxel_mm, strict=True)
+        ends = zip(place.core, geometry.voxel_mm, strict=True)
         length = tuple(min((c.stop - c.start) * v, _LONGEST_MM) + _MARGIN_MM for c, v in ends)
         room = tuple(covering(mm, geometry.voxel_mm)[axis] for axis, mm in enumerate(length))
         self._shape = fast_shape(size, room)
@@ -142,18 +157,17 @@ class _Void:
     def fit(self, left_ppm: Array, power: Array, ridge: float, iterations: int) -> None:
         """Susceptibility here that explains the field which the others leave, `left_ppm` plus its own of before."""
         weight, target = power[self.box], left_ppm[self.box] + self._own
-        size = self._free.shape
-
-        def spread(x: Array) -> Array:  # its own adjoint
-            return crop(irfftn(self._response * rfftn(pad(x, self._shape)), self._shape), size)
-
         free = cg(
-            lambda chi: self._gathered(spread(weight * spread(self._tied(chi)))) + ridge * chi,
-            self._gathered(spread(weight * target)),
+            lambda chi: self._gathered(self._spread(weight * self._spread(self._tied(chi)))) + ridge * chi,
+            self._gathered(self._spread(weight * target)),
             iterations=iterations,
         )
         self.chi = self._tied(free)
-        self._own = spread(self.chi)
+        self._own = self._spread(self.chi)
+
+    def _spread(self, x: Array) -> Array:
+        """The field of a susceptibility on the small grid, an operator that is its own adjoint."""
+        return crop(irfftn(self._response * rfftn(pad(x, self._shape)), self._shape), self._free.shape)
 
     def _tied(self, chi: Array) -> Array:
         """What is free, and in voxels of the outermost layer half of the mean of those next to them that are."""
@@ -164,12 +178,13 @@ class _Void:
         return self._free * (x + _around(self._tie * x))
 
     def explained(self, left_ppm: Array, power: Array) -> float:
-        """Share of the field's weighted power nearby, what the others leave of it, that this one explains."""
+        """Share of the weighted power nearby, of the field that the others leave, that one susceptibility throughout explains."""
         xp = namespace(power)
-        left = left_ppm[self.box]
-        weight = xp.where(self._near, power[self.box], xp.zeros_like(left))
-        whole = dot(weight, (left + self._own) ** 2)
-        return 1 - dot(weight, left**2) / whole if whole > 0 else 0.0
+        field = left_ppm[self.box] + self._own
+        weight = xp.where(self._near, power[self.box], xp.zeros_like(field))
+        unit = self._spread(self._lost)
+        whole = dot(weight * field, field) * dot(weight * unit, unit)
+        return dot(weight * unit, field) ** 2 / whole if whole > 0 else 0.0
 
 
 def _around(x: Array) -> Array:
