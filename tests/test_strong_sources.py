@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from qsm_edge import kernels, strong_sources
 from qsm_edge.fft import crop, fast_shape, irfftn, pad, rfftn
@@ -85,12 +85,12 @@ def test_the_field_is_that_of_the_susceptibility() -> None:
 def test_two_sources_are_told_apart() -> None:
     other = (-6.0, -5.0, 5.0)
     share, field = phantoms.ball(GEOMETRY, other, 4.5)
-    dark = phantoms.ball(GEOMETRY, other, 5.0)[0] > 0.3
-    assert not (dark & DARK).any()
-    chi, _ = strong_sources.superposed(*place(bleed(1.0, DARK | dark, FIELD - 0.9 * field)))
+    dark = phantoms.ball(GEOMETRY, other, 4.6)[0] > 0.3
+    assert not (binary_dilation(dark) & binary_dilation(DARK)).any()
+    chi, _ = strong_sources.superposed(*place(bleed(1.0, DARK | dark, FIELD - field)))
     grown = phantoms.ball(GEOMETRY, CENTRE, RADIUS_MM + 4)[0] > 0
     assert moment(np.where(grown, chi, 0)) == pytest.approx(moment(SHARE), rel=0.15)
-    assert moment(np.where(grown, 0, chi)) == pytest.approx(-0.9 * moment(share), rel=0.15)
+    assert moment(np.where(grown, 0, chi)) == pytest.approx(-moment(share), rel=0.15)
 
 
 def test_the_largest_voids_come_first_where_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
