@@ -18,7 +18,7 @@ from qsm_edge.recipe import Recipe
 
 #: method: bytes a voxel of the mask's box, padding included.
 PEAK_BYTES = {"tv": 260, "hdqsm": 280, "rts": 200, "tkd": 60, "tikhonov": 60, "vsharp": 80, "resharp": 110}
-PEAK_BYTES |= {"ismv": 80, "lbv": 60, "pdf": 180, "tfi": 70, "romeo": 110, "laplacian": 90}
+PEAK_BYTES |= {"ismv": 80, "lbv": 60, "pdf": 180, "tfi": 70, "superposed": 170, "romeo": 110, "laplacian": 90}
 _OTHER_BYTES = 120
 #: Python and the libraries, most of which are loaded when they are first used.
 _INTERPRETER = 200_000_000

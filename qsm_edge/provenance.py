@@ -93,7 +93,9 @@ def stated(record: StageRecord) -> str:
     """What a stage did, in words, with the DOIs of its method."""
     cited = "; ".join(f"doi:{doi}" for doi in record.dois)
     sentence = record.sentence or "The brain mask was given from outside."
-    return f"{record.stage.capitalize()} ({_named(record)}): {sentence}" + (f" [{cited}]" if cited else "")
+    return f"{record.stage.replace('_', ' ').capitalize()} ({_named(record)}): {sentence}" + (
+        f" [{cited}]" if cited else ""
+    )
 
 
 def _derivation(recipe: Recipe, records: list[StageRecord]) -> str:

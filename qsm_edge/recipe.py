@@ -30,6 +30,10 @@ ZERO_MEANS_OFF = frozenset(
         "length_mm",  # no smoothness within tissue
         "inside_ppm",  # no sources inside, as in PDF as published
         "doubtful_share",  # the same
+        "least_ml",  # no void is too small, or too shallow, or explains too little
+        "least_depth_mm",
+        "least_explained",
+        "least_explained_deep",
         "smooth_mm",
         "closing_mm",
         "bridge_mm",

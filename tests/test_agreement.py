@@ -31,4 +31,5 @@ def test_the_encodings_of_one_head_agree_to_a_ppb(siemens_ppb, encoding):
     inside = siemens_ppb != 0
     difference = np.abs(other - siemens_ppb)[inside]
     assert np.mean(difference <= 1) >= 0.998
-    assert difference.max() <= 4
+    # Beside a bleed, whose own signal tells nothing, the last digits of the phases count for more.
+    assert difference.max() <= 8
