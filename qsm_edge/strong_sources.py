@@ -96,21 +96,25 @@ def superposed(
         return chi, field
     centred = xp.where(mask, local_ppm - float(xp.sum(local_ppm * power)) / whole, field)
     ridge = (noise_ppm / spread_ppm) ** 2
+
+    def doubted(left: Array) -> Array:
+        return (known / (1 + (left / doubt_ppm) ** 2)) ** 2
+
     found = [_Void(labels, lost, k, place, geometry, near_mm) for k, place in enumerate(places, start=1)]
     for sweep in range(_SWEEPS):
         for void in found:
             before = void.own
-            void.fit(centred - field, power, ridge, iterations)
+            void.fit(centred[void.box] - field[void.box], power[void.box], ridge, iterations)
             field[void.box] += void.own - before  # the next one is fitted to what this one leaves
         chi, field = _together(found, chi, geometry)
-        power = (known / (1 + ((centred - field) / doubt_ppm) ** 2)) ** 2
+        power = doubted(centred - field)
         if sweep == _JUDGED_IN:  # in the first sweep, each was fitted to some of the others' fields as well
             left, least = centred - field, {True: least_explained, False: least_explained_deep}
             true = [void for void in found if void.explained(left, power) >= least[void.near_surface]]
             if len(true) < len(found):
                 found = true
                 chi, field = _together(found, chi, geometry)
-                power = (known / (1 + ((centred - field) / doubt_ppm) ** 2)) ** 2
+                power = doubted(centred - field)
     return chi, field
 
 
@@ -177,9 +181,9 @@ class _Void:
         self.chi = xp.zeros_like(self._free)
         self.own = xp.zeros_like(self._free)
 
-    def fit(self, left_ppm: Array, power: Array, ridge: float, iterations: int) -> None:
-        """Susceptibility here that explains the field which the others leave, `left_ppm` plus its own of before."""
-        weight, target = power[self.box], left_ppm[self.box] + self.own
+    def fit(self, left_ppm: Array, weight: Array, ridge: float, iterations: int) -> None:
+        """Susceptibility here that explains the field which the others leave, `left_ppm` in `box` plus its own of before."""
+        target = left_ppm + self.own
         free = cg(
             lambda chi: self._gathered(self._spread(weight * self._spread(self._tied(chi)))) + ridge * chi,
             self._gathered(self._spread(weight * target)),
