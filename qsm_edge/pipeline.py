@@ -24,7 +24,15 @@ Progress = Callable[[str, float, str], None]
 Box = tuple[slice, slice, slice]
 
 #: Share of the time at which each stage starts, for the progress bar alone.
-_STARTS = {"mask": 0.0, "unwrap": 0.08, "echoes": 0.16, "background": 0.22, "invert": 0.6, "quality": 0.95}
+_STARTS = {
+    "mask": 0.0,
+    "unwrap": 0.08,
+    "echoes": 0.16,
+    "background": 0.22,
+    "strong_sources": 0.5,
+    "invert": 0.6,
+    "quality": 0.95,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +209,7 @@ def chain_from_seed(
     series: GreSeries, seed: Array, known: Array, mask: Array, recipe: Recipe, recorder: Recorder, tell: Progress
 ) -> dict[str, Array]:
     """The part of `chain` after `unwrapped`, which gives `known` and `seed`."""
-    geometry, times = series.geometry, series.echo_times_s
+    geometry, times, xp = series.geometry, series.echo_times_s, backend.namespace(seed)
 
     def run(stage: str, *arguments: Any) -> Any:
         return run_stage(recipe, stage, recorder, tell, *arguments)
@@ -212,23 +220,32 @@ def chain_from_seed(
     local, kept = run("background", fit.field_ppm, known, geometry, weight)
     inner = kept & mask
     _require_voxels(inner, recipe.choices["background"].method)
-    strong, theirs = run("strong_sources", local, kept, geometry, weight)
-    rest = local - theirs
-    weight = run("rim", fit.field_ppm - theirs, rest, kept, geometry, weight)
+
+    def background(field: Array, without: Array) -> tuple[Array, Array]:
+        options = recipe.choices["background"].options
+        return method_of(recipe, "background")(field, known & ~without, geometry, weight, **options)
+
+    sources = run("strong_sources", fit.field_ppm, local, kept, geometry, weight, background)
+    rest = xp.where(sources.known, sources.local_ppm - sources.field_ppm, xp.zeros_like(local))
+    weight = xp.where(kept & ~sources.known, xp.zeros_like(weight), weight)
+    weight = run("rim", fit.field_ppm - sources.field_ppm, rest, kept, geometry, weight)
     steps = run("edges", series.magnitude, r2star, kept, geometry, weight)
-    chi = run("invert", rest, kept, geometry, weight, steps) + strong
+    chi = run("invert", rest, kept, geometry, weight, steps) + sources.chi_ppm
     chi = run("reference", chi, inner, geometry, r2star)
-    out = {"field_ppm": fit.field_ppm, "local_ppm": local, "residual": fit.residual, "weight": weight}
+    out = {"field_ppm": fit.field_ppm, "local_ppm": sources.local_ppm, "residual": fit.residual, "weight": weight}
     out |= {} if r2star is None else {"r2star_per_s": r2star}
-    xp = backend.namespace(chi)
     out = {name: xp.where(mask, part, xp.zeros_like(part)) for name, part in out.items()}
     return {**out, "chi_ppm": xp.where(inner, chi, xp.zeros_like(chi)), "mask": inner}
 
 
+def method_of(recipe: Recipe, stage: str) -> Callable[..., Any]:
+    """The method that a recipe chose for a stage."""
+    return STAGES[stage][recipe.choices[stage].method]
+
+
 def run_stage(recipe: Recipe, stage: str, recorder: Recorder, tell: Progress, *arguments: Any) -> Any:
     """One stage of a recipe: its method with its options, timed and reported."""
-    choice = recipe.choices[stage]
-    function = STAGES[stage][choice.method]
+    choice, function = recipe.choices[stage], method_of(recipe, stage)
     start = _STARTS.get(stage, 0.0)
     span = min([s for s in _STARTS.values() if s > start], default=1.0) - start
     options = dict(choice.options)
