@@ -20,6 +20,8 @@ from qsm_edge.recipe import Recipe
 PEAK_BYTES = {"tv": 260, "hdqsm": 280, "rts": 200, "tkd": 60, "tikhonov": 60, "vsharp": 80, "resharp": 110}
 PEAK_BYTES |= {"ismv": 80, "lbv": 60, "pdf": 180, "tfi": 70, "superposed": 170, "romeo": 110, "laplacian": 90}
 _OTHER_BYTES = 120
+#: method: the same of what it holds while it removes the background once more.
+_HELD_BYTES = {"superposed": 110}
 #: Python and the libraries, most of which are loaded when they are first used.
 _INTERPRETER = 200_000_000
 #: A voxel of one echo: magnitude and phase; while they are read, real, imaginary and phase.
@@ -74,6 +76,8 @@ def require(needed: int, device: str) -> None:
 
 def _chain_bytes(echoes: int, box: Shape, recipe: Recipe) -> int:
     """The box's echoes once more, its maps, and the worst stage."""
-    stage = max(PEAK_BYTES.get(choice.method, _OTHER_BYTES) for choice in recipe.choices.values())
+    peak = {stage: PEAK_BYTES.get(choice.method, _OTHER_BYTES) for stage, choice in recipe.choices.items()}
+    again = _HELD_BYTES.get(recipe.choices["strong_sources"].method)
+    stage = max(*peak.values(), 0 if again is None else again + peak["background"])
     echo_fit = 8 * echoes + 60  # the box's echoes again, and the fit's running sums
     return math.prod(box) * (_HELD * echoes + 24 + max(stage, echo_fit))

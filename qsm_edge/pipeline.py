@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -221,11 +222,11 @@ def chain_from_seed(
     inner = kept & mask
     _require_voxels(inner, recipe.choices["background"].method)
 
-    def background(field: Array, without: Array) -> tuple[Array, Array]:
-        options = recipe.choices["background"].options
-        return method_of(recipe, "background")(field, known & ~without, geometry, weight, **options)
+    def without(field: Array, taken: Array) -> tuple[Array, Array]:
+        rest, where = method_of(recipe, "background")(field, known & ~taken, geometry, weight)
+        return rest, where
 
-    sources = run("strong_sources", fit.field_ppm, local, kept, geometry, weight, background)
+    sources = run("strong_sources", fit.field_ppm, local, kept, geometry, weight, without)
     rest = xp.where(sources.known, sources.local_ppm - sources.field_ppm, xp.zeros_like(local))
     weight = xp.where(kept & ~sources.known, xp.zeros_like(weight), weight)
     weight = run("rim", fit.field_ppm - sources.field_ppm, rest, kept, geometry, weight)
@@ -239,8 +240,9 @@ def chain_from_seed(
 
 
 def method_of(recipe: Recipe, stage: str) -> Callable[..., Any]:
-    """The method that a recipe chose for a stage."""
-    return STAGES[stage][recipe.choices[stage].method]
+    """The method that a recipe chose for a stage, with its options."""
+    choice = recipe.choices[stage]
+    return functools.partial(STAGES[stage][choice.method], **choice.options)
 
 
 def run_stage(recipe: Recipe, stage: str, recorder: Recorder, tell: Progress, *arguments: Any) -> Any:
@@ -248,7 +250,6 @@ def run_stage(recipe: Recipe, stage: str, recorder: Recorder, tell: Progress, *a
     choice, function = recipe.choices[stage], method_of(recipe, stage)
     start = _STARTS.get(stage, 0.0)
     span = min([s for s in _STARTS.values() if s > start], default=1.0) - start
-    options = dict(choice.options)
     if stage in _STARTS:
         tell(stage, start, choice.method)
     with recorder.stage(stage, choice.method, choice) as iterations:
@@ -256,11 +257,11 @@ def run_stage(recipe: Recipe, stage: str, recorder: Recorder, tell: Progress, *a
 
             def count(number: int, change: float) -> None:
                 iterations.append(change)
-                most = float(options.get("iterations", number) or 1)
+                most = float(choice.options.get("iterations", number) or 1)
                 tell(stage, start + span * min(number / most, 1.0), f"{choice.method} {number}")
 
-            options["on_iteration"] = count
-        return function(*arguments, **options)
+            return function(*arguments, on_iteration=count)
+        return function(*arguments)
 
 
 def _require_voxels(inner: Array, method: str) -> None:

@@ -10,6 +10,7 @@ is added to their map.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ _MARGIN_MM = 48.0
 #: Sweeps over all voids: before they are judged, before the background is removed again, and after it.
 _BEFORE, _BETWEEN, _AFTER = 2, 1, 2
 
-#: The background removed from another total field [ppm], without the voxels of a mask (z, y, x): local field [ppm], and where it is.
+#: The background removed from another total field [ppm], outside a mask (z, y, x) bool: local field [ppm], and where it is.
 Background = Callable[[Array, Array], tuple[Array, Array]]
 
 
@@ -70,7 +71,7 @@ def superposed(
     spread_ppm: float = 1.0,
     evenness: float = 4.0,
     doubt_ppm: float = 0.1,
-    iterations: int = 15,
+    cg_iterations: int = 15,
     backgrounds: int = 1,
     on_iteration: OnIteration | None = None,
 ) -> Sources:
@@ -80,7 +81,7 @@ def superposed(
     Fields and weight (z, y, x) float32 and mask bool, the weight relative to 1 in ordinary tissue. A void is what hangs together
     with a weight below `weight_limit`, at least `least_ml` large and `least_depth_mm` deep below the surface somewhere, and the
     voxels next to it. The forty largest are fitted one after the other to the field that the others leave: by conjugate
-    gradients that start from the best single susceptibility and whose end after `iterations` regularises, with `noise_ppm` for
+    gradients that start from the best single susceptibility and whose end after `cg_iterations` regularises, with `noise_ppm` for
     the deviation of a voxel of weight one, `spread_ppm` for that of a voxel's susceptibility from that start, and `evenness`
     times as much weight on steps between voxels 1 mm apart; sources outside the mask within `near_mm` are fitted along and take
     what the background removal left there. After every sweep a voxel has half of its weight where `doubt_ppm` is unexplained.
@@ -107,7 +108,7 @@ def superposed(
         for _ in range(times):
             for void in found:
                 before = void.own
-                void.fit(whole.left(void.box), whole.power[void.box], ridge, evenness, iterations)
+                void.fit(whole.left(void.box), whole.power[void.box], ridge, evenness, cg_iterations)
                 whole.field[void.box] += void.own - before  # the next one is fitted to what this one leaves
             whole.take(found)
             if on_iteration:
@@ -175,7 +176,7 @@ class _Whole:
         """Weighted root mean square of what is left [ppm]."""
         xp = namespace(self.field)
         squares = float(xp.sum(self.power * (self._centred - self.field) ** 2))
-        return (squares / max(float(xp.sum(self.power)), 1e-30)) ** 0.5
+        return math.sqrt(squares / max(float(xp.sum(self.power)), 1e-30))
 
 
 class _Void:
@@ -254,7 +255,8 @@ class _Void:
         weight = xp.where(self._near, whole.power[self.box], xp.zeros_like(field))
         unit = self._spread(self._lost)
         total = dot(weight * field, field) * dot(weight * unit, unit)
-        return dot(weight * unit, field) ** 2 / total if total > 0 else 0.0
+        amount = dot(weight * unit, field)
+        return amount * amount / total if total > 0 else 0.0
 
 
 METHODS = {"superposed": superposed, "none": tell_none}

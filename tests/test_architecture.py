@@ -32,6 +32,7 @@ STAGES = {
 # A part of a stage in a file of its own.
 MEMBERS = {
     "tfi": "background",
+    "voids": "strong_sources",
     "totalvariation": "invert",
     "polarity": "echoes",
     "network": "masking",

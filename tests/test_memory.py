@@ -141,6 +141,16 @@ def test_an_accelerator_is_asked_for_the_chain_and_the_host_for_the_rest(monkeyp
     assert set(asked) == {"cpu", "cuda"}
 
 
+def test_a_stage_that_removes_the_background_again_is_counted_with_it():
+    def needed(*options):
+        return memory.estimate_bytes((100, 200, 200), 3, (80, 150, 140), Recipe.load("default", options))
+
+    least = "invert=tkd", "unwrap=laplacian"
+    plain, again = (needed(*least, "background=pdf", f"strong_sources={method}") for method in ("none", "superposed"))
+    assert again > plain
+    assert needed(*least, "background=lbv") < again
+
+
 def test_reading_asks_for_what_reading_holds(monkeypatch):
     voxels, echoes = 100 * 200 * 200, 5
     monkeypatch.setattr(backend, "available_bytes", lambda device: 12 * echoes * voxels)

@@ -17,6 +17,8 @@ from qsm_edge.pipeline import chain, reconstruct
 from qsm_edge.polarity import align_polarity
 from qsm_edge.provenance import Recorder
 from qsm_edge.recipe import Recipe
+from qsm_edge.stages import STAGES
+from qsm_edge.strong_sources import Sources
 from qsm_edge.types import Geometry, GreSeries
 from qsm_edge.units import rad_per_ppm
 from tests import network_factory
@@ -25,8 +27,9 @@ SHAPE = (38, 47, 42)
 TIMES = (0.004, 0.0095, 0.014, 0.021)
 
 
-def head(*, times=TIMES, noise=0.002, seed=3):
-    """A ball of tissue with two spheres inside and a strong source outside; oblique, anisotropic, uneven echoes."""
+def head(*, times=TIMES, noise=0.002, seed=3, bleed_ppm=0.0):
+    """A ball of tissue with two spheres inside, a bleed that has no signal, if it is told how strong, and a strong source
+    outside; oblique, anisotropic, uneven echoes."""
     rng = np.random.default_rng(seed)
     geometry = Geometry.from_axes(SHAPE, (1.4, 1.0, 1.1), (0.9, -0.3, 0.31))
     at = np.stack(
@@ -39,11 +42,14 @@ def head(*, times=TIMES, noise=0.002, seed=3):
 
     mask = ball((0, 0, 0), 17) >= 0.5
     chi = 0.15 * ball((4, -5, 3), 4) - 0.08 * ball((-5, 6, -2), 4.5)
+    bleed = ball((0, -5, -8), 4)
+    chi = np.where(bleed > 0, bleed_ppm * bleed, chi) if bleed_ppm else chi
     outer = chi + 6.0 * ball((0, 24, 0), 4)
     shape = fast_shape(SHAPE, 24)
     response = dipole(shape, geometry.voxel_mm, geometry.b0_dir, chi.astype(np.float32))
     field = crop(irfftn(response * rfftn(outer.astype(np.float32), shape), shape), SHAPE)
-    strength = np.where(mask, 1.0, 0.02) * (1.2 - 0.3 * at[2] / 25)
+    dark = bleed > 0 if bleed_ppm else ~mask
+    strength = np.where(mask & ~dark, 1.0, 0.02) * (1.2 - 0.3 * at[2] / 25)
     signal = np.stack(
         [strength * np.exp(-20 * t) * np.exp(1j * (0.7 + 0.02 * at[1] + rad_per_ppm(3.0, t) * field)) for t in times]
     )
@@ -72,9 +78,34 @@ def test_the_chain_finds_the_sources_of_an_analytic_head(name):
     ]  # fmt: skip
 
 
+def test_a_bleed_without_signal_is_told_and_what_the_stage_no_longer_knows_has_no_weight(monkeypatch):
+    """The bone that a mask holds there stays in it, with a value but no say."""
+    series, mask, truth, _ = head(bleed_ppm=1.0)
+    bone = ndi.binary_dilation(truth > 0.9, iterations=6) & mask & ~ndi.binary_erosion(mask, iterations=2)
+
+    def with_bone(field, local, mask, geometry, weight, background):
+        rest, known = background(field, bone)
+        assert not known[bone].any()
+        return Sources(0 * local, 0 * local, rest, known)
+
+    found = reconstruct(series, mask=mask, device="cpu")
+    shrunk = reconstruct(series, Recipe.load("default", ["strong_sources=none"]), mask=mask, device="cpu")
+    bleed = truth > 0.9
+    error = [abs(result.chi_ppm[bleed].mean() - truth[bleed].mean()) for result in (found, shrunk)]
+    assert error[0] < 0.5 * error[1]
+    monkeypatch.setitem(STAGES["strong_sources"], "superposed", with_bone)
+    cut = reconstruct(series, mask=mask, device="cpu")
+    assert bone.any()
+    assert np.array_equal(cut.mask, mask)
+    assert not cut.weight[bone].any()
+    assert not cut.local_ppm[bone].any()
+    assert np.isfinite(cut.chi_ppm).all()
+
+
+@pytest.mark.parametrize("bleed_ppm", [0.0, 1.0])
 @pytest.mark.parametrize("name", Recipe.names())
-def test_the_whole_chain_stays_on_the_device_of_its_arrays(name):
-    series, mask, _, _ = head()
+def test_the_whole_chain_stays_on_the_device_of_its_arrays(name, bleed_ppm):
+    series, mask, _, _ = head(bleed_ppm=bleed_ppm)
     recipe = Recipe.load(name, ["background.iterations=8", "invert.iterations=5"] if name == "default" else [])
     quiet = lambda stage, fraction, text: None  # noqa: E731
     host, _ = chain(series, mask, recipe, Recorder("cpu"), quiet)
