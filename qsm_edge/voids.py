@@ -19,7 +19,7 @@ _LONGEST_MM, _BESIDE_MM = 48.0, 16.0
 #: At most so many voids, the largest, whose own grids hold together no more than so many times the volume, or so many voxels.
 _MOST, _LARGEST_SHARE, _ALWAYS = 40, 4.0, 2_000_000
 #: Bright tissue so near to a void decides where the skull is [mm]; what is lost may lie so far above it, or half a voxel.
-_BRIGHT_WITHIN_MM, _ABOVE_MM = 8.0, 1.5
+_BRIGHT_WITHIN_MM, _ABOVE_MM = 8.0, 2.0
 
 Box = tuple[slice, ...]
 
