@@ -91,6 +91,7 @@ REASONS: dict[str, str] = {
     # warnings that go with a result (never raised)
     "single_echo": "one echo: the phase offset cannot be told from the field",
     "offset_correction": "odd and even echoes differ by a phase offset (bipolar read-out); it was fitted and removed",
+    "strong_sources": "a bleed or the like lost its signal, and was read from the field about it",
     "map_needs_echoes": "a map of the decay needs two echoes or more and was left out",
     "values_clipped": "some values did not fit into the output's range",
     "mask_by_threshold": "the mask was made without a network and should be looked at",

@@ -191,6 +191,7 @@ def chain(
     series = dataclasses.replace(series, phase_rad=phase)
     known, seed = unwrapped(series, mask, recipe, recorder, tell)
     out = chain_from_seed(series, seed, known, mask, recipe, recorder, tell)
+    notes += _told(out.pop("told"), out.pop("bone"), series.geometry)
     if len(times) == 1:
         notes.append(Note("single_echo", "One echo: the coil's phase offset was left to the background removal."))
     return out, notes
@@ -209,7 +210,11 @@ def unwrapped(
 def chain_from_seed(
     series: GreSeries, seed: Array, known: Array, mask: Array, recipe: Recipe, recorder: Recorder, tell: Progress
 ) -> dict[str, Array]:
-    """The part of `chain` after `unwrapped`, which gives `known` and `seed`."""
+    """The part of `chain` after `unwrapped`, which gives `known` and `seed`.
+
+    With the maps of `chain` it gives back, bool (z, y, x), where strong sources were `told` and what of the mask was taken for
+    `bone` beside them.
+    """
     geometry, times, xp = series.geometry, series.echo_times_s, backend.namespace(seed)
 
     def run(stage: str, *arguments: Any) -> Any:
@@ -235,8 +240,19 @@ def chain_from_seed(
     chi = run("reference", chi, inner, geometry, r2star)
     out = {"field_ppm": fit.field_ppm, "local_ppm": sources.local_ppm, "residual": fit.residual, "weight": weight}
     out |= {} if r2star is None else {"r2star_per_s": r2star}
+    out |= {"told": sources.chi_ppm != 0, "bone": kept & ~sources.known}
     out = {name: xp.where(mask, part, xp.zeros_like(part)) for name, part in out.items()}
     return {**out, "chi_ppm": xp.where(inner, chi, xp.zeros_like(chi)), "mask": inner}
+
+
+def _told(sources: Array, bone: Array, geometry: Geometry) -> list[Note]:
+    """What a map says of strong sources and of bone beside them, bool (z, y, x): nothing where there are none."""
+    xp = backend.namespace(sources)
+    told, cut = (geometry.voxel_ml * int(xp.sum(xp.astype(part, xp.int32))) for part in (sources, bone))
+    if not told:
+        return []
+    text = f"The susceptibility of {told:.1f} mL that lost their signal was found from the field about them."
+    return [Note("strong_sources", text + (f" {cut:.1f} mL of the mask there were taken for bone." if cut else ""))]
 
 
 def method_of(recipe: Recipe, stage: str) -> Callable[..., Any]:

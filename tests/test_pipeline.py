@@ -93,6 +93,11 @@ def test_a_bleed_without_signal_is_told_and_what_the_stage_no_longer_knows_has_n
     bleed = truth > 0.9
     error = [abs(result.chi_ppm[bleed].mean() - truth[bleed].mean()) for result in (found, shrunk)]
     assert error[0] < 0.5 * error[1]
+    said, silent = ({n.code: n.text for n in result.quality.notes} for result in (found, shrunk))
+    assert "strong_sources" not in silent
+    volume = float(said["strong_sources"].split(" mL")[0].split()[-1])
+    assert volume == pytest.approx(bleed.sum() * series.geometry.voxel_ml, abs=0.5)
+    assert "bone" not in said["strong_sources"]
     monkeypatch.setitem(STAGES["strong_sources"], "superposed", with_bone)
     cut = reconstruct(series, mask=mask, device="cpu")
     assert bone.any()

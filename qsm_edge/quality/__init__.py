@@ -48,7 +48,7 @@ CHI_SPREAD_PPM = (0.004, 0.15)
 #: 10 mL of calcification above -0.35; an inverted map has the negative of that.
 SIGN_SUSPECT, SIGN_SUSPECT_SINGLE = -0.40, -0.30
 #: Notes that inform and ask for nothing; any other note asks for a look.
-INFORMING = frozenset({"single_echo", "offset_correction", "device_fallback", "duplicate_dropped"})
+INFORMING = frozenset({"single_echo", "offset_correction", "strong_sources", "device_fallback", "duplicate_dropped"})
 
 
 @dataclass
