@@ -234,7 +234,7 @@ def chain_from_seed(
     sources = run("strong_sources", fit.field_ppm, local, kept, geometry, weight, without)
     rest = xp.where(sources.known, sources.local_ppm - sources.field_ppm, xp.zeros_like(local))
     weight = xp.where(kept & ~sources.known, xp.zeros_like(weight), weight)
-    weight = run("rim", fit.field_ppm - sources.field_ppm, rest, kept, geometry, weight)
+    weight = run("rim", fit.field_ppm - sources.field_ppm, rest, sources.known, geometry, weight)
     steps = run("edges", series.magnitude, r2star, kept, geometry, weight)
     chi = run("invert", rest, kept, geometry, weight, steps) + sources.chi_ppm
     chi = run("reference", chi, inner, geometry, r2star)
@@ -273,7 +273,9 @@ def run_stage(recipe: Recipe, stage: str, recorder: Recorder, tell: Progress, *a
 
             def count(number: int, change: float) -> None:
                 iterations.append(change)
-                most = float(choice.options.get("iterations", number) or 1)
+                most = float(
+                    choice.options.get("iterations") or number + 2
+                )  # without an end to go by, nearer and nearer
                 tell(stage, start + span * min(number / most, 1.0), f"{choice.method} {number}")
 
             return function(*arguments, on_iteration=count)

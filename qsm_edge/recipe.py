@@ -26,6 +26,8 @@ ZERO_MEANS_OFF = frozenset(
         "tolerance",  # all iterations are done
         "margin_mm",  # no padding but what the transform adds
         "depth_limit_mm",  # the surface is treated like the inside
+        "evenness",  # steps inside a strong source cost nothing
+        "backgrounds",  # the background is removed but once
         "coarse_mm",  # the grid of the images
         "length_mm",  # no smoothness within tissue
         "inside_ppm",  # no sources inside, as in PDF as published

@@ -26,7 +26,8 @@ _MARGIN_MM = 48.0
 #: Sweeps over all voids: before they are judged, before the background is removed again, and after it.
 _BEFORE, _BETWEEN, _AFTER = 2, 1, 2
 
-#: The background removed from another total field [ppm], outside a mask (z, y, x) bool: local field [ppm], and where it is.
+#: `background(field_ppm, left_out)`: removes the background from another total field (z, y, x) without the voxels of `left_out`,
+#: bool; gives back the local field [ppm], zero where it is not known, and where it is, bool.
 Background = Callable[[Array, Array], tuple[Array, Array]]
 
 
@@ -76,7 +77,7 @@ def superposed(
     on_iteration: OnIteration | None = None,
 ) -> Sources:
     """Voids of the signal whose own susceptibility explains the field about them are inverted first, by weighted least squares,
-    and the background is removed once more without their field.
+    and where there are any the background is removed once more without their field.
 
     Fields and weight (z, y, x) float32 and mask bool, the weight relative to 1 in ordinary tissue. A void is what hangs together
     with a weight below `weight_limit`, at least `least_ml` large and `least_depth_mm` deep below the surface somewhere, and the
@@ -84,14 +85,16 @@ def superposed(
     gradients that start from the best single susceptibility and whose end after `cg_iterations` regularises, with `noise_ppm` for
     the deviation of a voxel of weight one, `spread_ppm` for that of a voxel's susceptibility from that start, and `evenness`
     times as much weight on steps between voxels 1 mm apart; sources outside the mask within `near_mm` are fitted along and take
-    what the background removal left there. After every sweep a voxel has half of its weight where `doubt_ppm` is unexplained.
+    what the background removal left there. After every sweep a voxel has half of its weight where `doubt_ppm` is unexplained, and
+    `on_iteration` hears the sweep's number and the weighted root mean square of all that is unexplained [ppm]. `background` is
+    called `backgrounds` times, after three sweeps of five and each of any further ones, with the field without the sources'.
 
     A void is a source where a single susceptibility throughout, of the voxels that lost their signal alone, explains
     `least_explained` (above 1: never) or more of the weighted power of the field within `near_mm`, or, with no surface as near as
     that, `least_explained_deep`. In simulated heads bleeds at the surface have 0.82 and more, voids above the nose and the
     ears, whose sources lie outside, 0.67 at most (bench/NOTES.md): these are left alone. Of a source near the surface, what rises
     above the bright tissue about it is bone (`voids.under_the_skull`, `bright_weight`), not known and fitted like what is
-    outside the mask.
+    outside the mask. A background method that loses a rim of its mask loses it around that bone as well.
     Source: Sun et al., MRM 2016, doi:10.1002/mrm.25919 (superposed dipole inversion); what counts as a source, where it ends and
     the second removal of the background are ours.
     """
@@ -104,15 +107,19 @@ def superposed(
     found = [_Void(labels, lost, mask, k, place, geometry, near_mm) for k, place in enumerate(places, start=1)]
     whole = _Whole(local_ppm, mask, geometry, weight, doubt_ppm)
 
+    number = 0
+
     def sweep(times: int) -> None:
+        nonlocal number
         for _ in range(times):
             for void in found:
                 before = void.own
                 void.fit(whole.left(void.box), whole.power[void.box], ridge, evenness, cg_iterations)
                 whole.field[void.box] += void.own - before  # the next one is fitted to what this one leaves
             whole.take(found)
+            number += 1
             if on_iteration:
-                on_iteration(whole.taken, whole.unexplained())
+                on_iteration(number, whole.unexplained())
 
     sweep(_BEFORE)  # in the first one, each was fitted to some of the others' fields as well
     least = {True: least_explained, False: least_explained_deep}
@@ -122,10 +129,11 @@ def superposed(
     bone = xp.zeros_like(mask)
     for void in found:
         if void.near_surface:
-            under = voids.under_the_skull(weight, mask, labels, geometry, void.box, void.number, bright_weight)
-            bone[void.box] |= void.confine(under)
+            bone[void.box] |= void.confine(weight[void.box], mask[void.box], geometry, bright_weight)
+    known = mask & ~bone
+    local = local_ppm * xp.astype(known, local_ppm.dtype)
+    whole.look(local, known)
     whole.take(found)
-    local, known = local_ppm, mask
     for _ in range(backgrounds):
         sweep(_BETWEEN)
         rest, known = background(field_ppm - whole.field, bone)
@@ -143,7 +151,6 @@ class _Whole:
         self._shape = fast_shape(local_ppm.shape, covering(_MARGIN_MM, geometry.voxel_mm))
         self._response = kernels.dipole(self._shape, geometry.voxel_mm, geometry.b0_dir, local_ppm)
         self.chi, self.field = (namespace(local_ppm).zeros_like(local_ppm) for _ in range(2))
-        self.taken = 0
         self.look(local_ppm, mask)
 
     def look(self, local_ppm: Array, mask: Array) -> None:
@@ -151,18 +158,17 @@ class _Whole:
         xp = namespace(local_ppm)
         self._known = self._weight * xp.astype(mask, self._weight.dtype)
         power = self._known**2
-        mean = float(xp.sum(local_ppm * power)) / float(xp.sum(power))
+        mean = float(xp.sum(local_ppm * power)) / max(float(xp.sum(power)), 1e-30)
         self._centred = xp.where(mask, local_ppm - mean, xp.zeros_like(local_ppm))
         self._doubt()
 
-    def take(self, voids: list[_Void]) -> None:
+    def take(self, found: list[_Void]) -> None:
         """The susceptibility of these voids, its field on the whole grid, and less weight where that does not explain it."""
         xp = namespace(self.field)
         self.chi = xp.zeros_like(self.field)
-        for void in voids:
+        for void in found:
             self.chi[void.box] += void.chi
         self.field = crop(irfftn(self._response * rfftn(pad(self.chi, self._shape)), self._shape), self.chi.shape)
-        self.taken += 1
         self._doubt()
 
     def _doubt(self) -> None:
@@ -192,7 +198,7 @@ class _Void:
         geometry: Geometry,
         near_mm: float,
     ) -> None:
-        self.box, self.near_surface, self.number = place.around, place.near_surface, number
+        self.box, self.near_surface = place.around, place.near_surface
         xp = namespace(labels)
         inside = labels[self.box] == number
         self._free = xp.astype(inside, xp.float32)
@@ -205,10 +211,13 @@ class _Void:
         self.chi = xp.zeros_like(self._free)
         self.own = xp.zeros_like(self._free)
 
-    def confine(self, within: Array) -> Array:
-        """Leave what lost its signal outside `within` to the surroundings; gives it back, bool."""
-        xp = namespace(within)
-        bone = (self._lost > 0) & ~within
+    def confine(self, weight: Array, mask: Array, geometry: Geometry, bright_weight: float) -> Array:
+        """Leave what lost its signal above the brain (`voids.under_the_skull`) to the surroundings; gives it back, bool.
+
+        `weight` and `mask` are those of `box`.
+        """
+        xp = namespace(mask)
+        bone = (self._lost > 0) & ~voids.under_the_skull(weight, mask, self._free > 0, geometry, bright_weight)
         self._free = self._free * xp.astype(~bone, xp.float32)
         self._lost = self._lost * self._free
         self._beside = self._beside + xp.astype(bone, xp.float32)

@@ -18,8 +18,10 @@ from qsm_edge.types import Array, Geometry
 _LONGEST_MM, _BESIDE_MM = 48.0, 16.0
 #: At most so many voids, the largest, whose own grids hold together no more than so many times the volume, or so many voxels.
 _MOST, _LARGEST_SHARE, _ALWAYS = 40, 4.0, 2_000_000
-#: Bright tissue so near to a void decides where the skull is [mm]; what is lost may lie so far above it, or half a voxel.
-_BRIGHT_WITHIN_MM, _ABOVE_MM = 8.0, 2.0
+#: What is lost may lie so far above the bright tissue about it, or half a voxel, and what a head of such a radius is curved [mm].
+_ABOVE_MM, _HEAD_RADIUS_MM = 1.0, 70.0
+#: Where less of a void than this share would stay, the tissue about it does not tell where the skull is.
+_LEAST_SHARE = 0.25
 
 Box = tuple[slice, ...]
 
@@ -42,7 +44,7 @@ class Place(NamedTuple):
 def find(
     weight: Array, mask: Array, geometry: Geometry, limit: float, least_ml: float, least_depth_mm: float, near_mm: float
 ) -> tuple[np.ndarray, np.ndarray, list[Place]]:
-    """Voids, numbered from 1, the voxels that lost their signal, bool, and of each void its place.
+    """Voids, numbered from 1 (z, y, x), the voxels that lost their signal, bool, and of each void its place.
 
     A void is what hangs together with a weight below `limit`, `least_ml` or more of it below the outermost layer and some of it
     `least_depth_mm` deep, and the voxels next to it, of the outermost layer those alone that lost their signal as well.
@@ -56,7 +58,7 @@ def find(
     large = np.bincount(pieces.ravel()) * voxel_ml >= least_ml
     large[0] = False
     dark = large[pieces]
-    labels, count = ndi.label(_filled(ndi.binary_dilation(dark) & (below | lost), dark))
+    labels, count = ndi.label(_filled(ndi.binary_dilation(dark) & (below | lost), dark) & mask)
     volume = np.bincount(labels[dark], minlength=count + 1)
     depth = shallow_mm(mask, geometry, max(least_depth_mm, near_mm))
     deep = np.bincount(labels[dark & (depth >= least_depth_mm)], minlength=count + 1) > 0
@@ -89,27 +91,36 @@ def _filled(wide: np.ndarray, dark: np.ndarray) -> np.ndarray:
 
 
 @on_host
-def under_the_skull(
-    weight: Array, mask: Array, labels: Array, geometry: Geometry, box: Box, number: int, bright_weight: float
-) -> np.ndarray:
-    """Of the void `number` in `box`, what lies within the convex hull of the bright tissue about it, or just above, bool.
+def under_the_skull(weight: Array, mask: Array, void: Array, geometry: Geometry, bright_weight: float) -> np.ndarray:
+    """Of a void, what lies within the convex hull of the bright tissue about it, or just above, bool.
 
-    A bleed under the skull and the skull itself are both dark, and a mask that is drawn too wide there holds both; but the inside
-    of the skull bulges outwards nowhere, so that what rises above the tissue at the bleed's edges is bone. Bright is a weight
-    of `bright_weight` or more. Where there is too little of it to tell, all of the void stays.
+    `weight`, and bool `mask` and `void`, are of one box (z, y, x) that holds the void and its surroundings, and so is what comes
+    back. A bleed under the skull and the skull itself are both dark, and a mask that is drawn too wide there holds both; but the
+    inside of the skull bulges outwards no more than a head does, so that what rises further above the tissue at the bleed's edges
+    is bone. Bright is a weight of `bright_weight` or more. Where there is too little of it to tell, all of the void stays.
     """
-    inside = np.asarray(labels[box] == number)
+    bright = mask & (weight >= bright_weight)
     voxel_mm = np.array(geometry.voxel_mm)
-    near = _widened(box, covering(_BRIGHT_WITHIN_MM, geometry.voxel_mm), mask.shape)
-    bright = mask[near] & (weight[near] >= bright_weight)
-    edge = np.argwhere(bright & ~ndi.binary_erosion(bright))
+    asked = np.argwhere(void)
+    points = asked * voxel_mm
     try:
-        planes = ConvexHull((edge + [side.start for side in near]) * voxel_mm).equations
+        planes = ConvexHull(np.argwhere(bright & ~ndi.binary_erosion(bright)) * voxel_mm).equations
     except (QhullError, ValueError):  # too few, or all in one slice
-        return inside
-    out = np.zeros_like(inside)
-    asked = np.argwhere(inside)
-    above = ((asked + [side.start for side in box]) * voxel_mm) @ planes[:, :3].T + planes[:, 3]
-    within = asked[above.max(axis=1) <= max(_ABOVE_MM, max(geometry.voxel_mm) / 2)]
+        return np.asarray(void)
+    above = np.full(len(points), -np.inf)
+    for plane in planes:
+        np.maximum(above, points @ plane[:3] + plane[3], out=above)
+    within = asked[above <= max(_ABOVE_MM, max(geometry.voxel_mm) / 2) + _sagitta_mm(points)]
+    if len(within) < _LEAST_SHARE * len(asked):
+        return np.asarray(void)
+    out = np.zeros(void.shape, dtype=bool)
     out[tuple(within.T)] = True
     return out
+
+
+def _sagitta_mm(points_mm: np.ndarray) -> float:
+    """How far a head rises above the chord that spans the narrower side of a void, of points (n, 3) [mm]."""
+    if len(points_mm) < 4:
+        return 0.0
+    width = 2 * math.sqrt(5 * max(float(np.linalg.eigvalsh(np.cov(points_mm.T))[1]), 0.0))  # a ball's diameter
+    return width**2 / (8 * _HEAD_RADIUS_MM)

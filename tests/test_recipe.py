@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import is_dataclass
 
 import numpy as np
 import pytest
@@ -112,6 +113,7 @@ ARGUMENTS = dict(
     field_ppm=HEAD.field_ppm,
     local_ppm=HEAD.local_ppm,
     chi_ppm=HEAD.chi_ppm,
+    background=lambda field_ppm, left_out: (field_ppm - HEAD.background_ppm, HEAD.mask & ~left_out),
     mask=HEAD.mask,
     weight=HEAD.mask.astype(np.float32),
     geometry=HEAD.geometry,
@@ -133,9 +135,7 @@ def call(stage, name, **options):
     positional = [known[p.name] for p in parameters if p.kind is not p.KEYWORD_ONLY]
     quick = {"iterations": 5, "first_iterations": 5, "smallest_ml": 0.1}
     out = function(*positional, **({k: v for k, v in quick.items() if k in options_of(function)} | options))
-    return (
-        [out] if isinstance(out, np.ndarray) else list(vars(out).values()) if hasattr(out, "field_ppm") else list(out)
-    )
+    return [out] if isinstance(out, np.ndarray) else list(vars(out).values()) if is_dataclass(out) else list(out)
 
 
 @pytest.mark.parametrize(("stage", "name", "option"), NUMBERS)

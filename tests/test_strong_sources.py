@@ -68,6 +68,7 @@ def moment(chi: np.ndarray) -> float:
 @pytest.mark.parametrize("name", METHODS)
 def test_any_array_any_device(xp: Flavour, name: str) -> None:
     laws.devices(stage(name), bleed(), GEOMETRY, xp, 1e-3)
+    laws.devices(stage(name), bulging()[0], GEOMETRY, xp, 1e-3)
 
 
 def test_storage_order_place_and_sign_of_b0_do_not_matter() -> None:
@@ -156,6 +157,15 @@ NO_SOURCE = [
 ]
 
 
+def test_a_hole_of_the_mask_in_a_bleed_stays_one() -> None:
+    """A caller's mask may have one; nothing outside the mask is a source of the map."""
+    middle = phantoms.ball(GEOMETRY, CENTRE, 2.0)[0] > 0.5
+    found = told(bleed(mask=HEAD.mask & ~middle))
+    assert middle.any()
+    assert not found.chi_ppm[middle].any()
+    assert moment(found.chi_ppm) > 0.3 * moment(SHARE)
+
+
 def uncalled(total: Any, taken: Any) -> tuple[Any, Any]:
     raise AssertionError("the background is removed again only where something was told")
 
@@ -226,7 +236,7 @@ def test_what_rises_above_the_tissue_at_a_bleeds_edges_is_bone() -> None:
     arrays, share, _, bone = bulging()
     found = told(arrays)
     assert bone.sum() > 20
-    assert np.mean(found.known[bone]) < 0.5
+    assert np.mean(found.known[bone]) < 0.2
     assert found.known[share > 0].all()
     assert not found.chi_ppm[~found.known].any()
     assert not found.local_ppm[~found.known].any()
@@ -235,16 +245,29 @@ def test_what_rises_above_the_tissue_at_a_bleeds_edges_is_bone() -> None:
     assert kept.known[bone].all()
 
 
+@pytest.mark.parametrize("bone_mm", [0.0, 5.0])
+def test_a_wide_flat_bleed_is_as_curved_as_a_head_and_stays(bone_mm: float) -> None:
+    """44 mm wide under a skull of 70 mm radius, which rises 3.5 mm above the chord from edge to edge."""
+    z, y, x = np.meshgrid(np.arange(24.0), np.arange(70.0) - 35, np.arange(70.0) - 35, indexing="ij")
+    depth = 70 - np.sqrt((z + 58) ** 2 + y**2 + x**2)
+    brain, about = depth > 0, y**2 + x**2 < 22**2
+    bone = (depth > -bone_mm) & ~brain & (y**2 + x**2 < 6**2)
+    void = about & brain & (depth < 7)
+    weight = np.where(void | bone, 0.02, 1.0) * (brain | bone)
+    geometry = Geometry.from_axes(z.shape, (1.0, 1.0, 1.0), (1.0, 0.0, 0.0))  # type: ignore[arg-type]
+    within = voids.under_the_skull(weight.astype(np.float32), brain | bone, void | bone, geometry, 0.6)
+    assert within[void].all()
+    assert (within & bone & (depth < -3)).sum() == 0
+
+
 @pytest.mark.parametrize("bright", ["none", "one slice"])
 def test_where_too_little_is_bright_all_of_a_void_stays(bright: str) -> None:
     (*_, mask, weight), _, dark, bone = bulging()
     weight = np.where(mask, 0.02, 0).astype(np.float32)
     if bright == "one slice":
         weight[11] = np.where(mask[11] & ~dark[11] & ~bone[11], 1.0, weight[11])
-    labels = (dark | bone).astype(np.int32)
-    box = (slice(0, 23), slice(0, 30), slice(0, 27))
-    within = voids.under_the_skull(weight, mask, labels, GEOMETRY, box, 1, 0.6)
-    assert np.array_equal(within, labels == 1)
+    within = voids.under_the_skull(weight, mask, dark | bone, GEOMETRY, 0.6)
+    assert np.array_equal(within, dark | bone)
 
 
 def test_of_the_outermost_layer_a_void_holds_what_lost_its_signal_and_no_source_lies_outside_the_mask() -> None:
