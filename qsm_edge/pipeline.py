@@ -251,7 +251,7 @@ def _told(sources: Array, bone: Array, geometry: Geometry) -> list[Note]:
     told, cut = (geometry.voxel_ml * int(xp.sum(xp.astype(part, xp.int32))) for part in (sources, bone))
     if not told:
         return []
-    text = f"The susceptibility of {told:.1f} mL that lost their signal was found from the field about them."
+    text = f"The susceptibility of {told:.1f} mL at a loss of signal was found from the field about it."
     return [Note("strong_sources", text + (f" {cut:.1f} mL of the mask there were taken for bone." if cut else ""))]
 
 
