@@ -252,7 +252,9 @@ def _told(sources: Array, bone: Array, geometry: Geometry) -> list[Note]:
     if not told:
         return []
     text = f"The susceptibility of {told:.1f} mL at a loss of signal was found from the field about it."
-    return [Note("strong_sources", text + (f" {cut:.1f} mL of the mask there were taken for bone." if cut else ""))]
+    return [
+        Note("strong_sources", text + (f" {cut:.1f} mL of the mask there were taken for bone." if cut >= 0.05 else ""))
+    ]
 
 
 def method_of(recipe: Recipe, stage: str) -> Callable[..., Any]:
