@@ -212,8 +212,8 @@ def chain_from_seed(
 ) -> dict[str, Array]:
     """The part of `chain` after `unwrapped`, which gives `known` and `seed`.
 
-    With the maps of `chain` it gives back, bool (z, y, x), where strong sources were `told` and what of the mask was taken for
-    `bone` beside them.
+    With the maps of `chain` it gives back, bool (z, y, x), where strong sources were `told` and what of the mask is no longer
+    known beside them: `bone`, and the rim that some background methods lose around it.
     """
     geometry, times, xp = series.geometry, series.echo_times_s, backend.namespace(seed)
 
@@ -253,7 +253,10 @@ def _told(sources: Array, bone: Array, geometry: Geometry) -> list[Note]:
         return []
     text = f"The susceptibility of {told:.1f} mL at a loss of signal was found from the field about it."
     return [
-        Note("strong_sources", text + (f" {cut:.1f} mL of the mask there were taken for bone." if cut >= 0.05 else ""))
+        Note(
+            "strong_sources",
+            text + (f" {cut:.1f} mL of the mask there were left out as bone or beside it." if cut >= 0.05 else ""),
+        )
     ]
 
 

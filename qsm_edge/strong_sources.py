@@ -34,8 +34,9 @@ Background = Callable[[Array, Array], tuple[Array, Array]]
 class Sources(NamedTuple):
     """What is told, on the chain's grid (z, y, x).
 
-    chi_ppm: zero where there is no source. field_ppm: what it gives rise to, in the whole volume. local_ppm: the local field,
-    sources and all, which may be a better one than before, zero outside `known`, where it has a value.
+    chi_ppm: zero where there is no source; a hole of the mask in a source is a part of it. field_ppm: what it gives rise to, in
+    the whole volume. local_ppm: the local field, sources and all, which may be a better one than before, zero outside `known`,
+    where it has a value.
     """
 
     chi_ppm: Array
@@ -77,7 +78,7 @@ def superposed(
     on_iteration: OnIteration | None = None,
 ) -> Sources:
     """Voids of the signal whose own susceptibility explains the field about them are inverted first, by weighted least squares,
-    and where there are any the background is removed once more without their field.
+    and where there are any the background is removed again without their field.
 
     Fields and weight (z, y, x) float32 and mask bool, the weight relative to 1 in ordinary tissue. A void is what hangs together
     with a weight below `weight_limit`, at least `least_ml` large and `least_depth_mm` deep below the surface somewhere, and the
@@ -87,12 +88,12 @@ def superposed(
     times as much weight on steps between voxels 1 mm apart; sources outside the mask within `near_mm` are fitted along and take
     what the background removal left there. After every sweep a voxel has half of its weight where `doubt_ppm` is unexplained, and
     `on_iteration` hears the sweep's number and the weighted root mean square of all that is unexplained [ppm]. `background` is
-    called `backgrounds` times, after three sweeps of five and each of any further ones, with the field without the sources'.
+    called `backgrounds` times, each time after a sweep, with the field without the sources'; two more sweeps follow.
 
     A void is a source where a single susceptibility throughout, of the voxels that lost their signal alone, explains
     `least_explained` (above 1: never) or more of the weighted power of the field within `near_mm`, or, with no surface as near as
-    that, `least_explained_deep`. In simulated heads bleeds at the surface have 0.82 and more, voids above the nose and the
-    ears, whose sources lie outside, 0.67 at most (bench/NOTES.md): these are left alone. Of a source near the surface, what rises
+    that, `least_explained_deep`. In simulated heads bleeds at the surface have 0.83 and more, voids above the nose and the
+    ears, whose sources lie outside, 0.66 at most (bench/NOTES.md): these are left alone. Of a source near the surface, what rises
     above the bright tissue about it is bone (`voids.under_the_skull`, `bright_weight`), not known and fitted like what is
     outside the mask. A background method that loses a rim of its mask loses it around that bone as well.
     Source: Sun et al., MRM 2016, doi:10.1002/mrm.25919 (superposed dipole inversion); what counts as a source, where it ends and
@@ -204,7 +205,7 @@ class _Void:
         self._free = xp.astype(inside, xp.float32)
         self._lost = xp.astype(inside & lost[self.box], xp.float32)
         self._near = within_mm(inside, geometry, near_mm)
-        self._beside = xp.astype(self._near & ~mask[self.box], xp.float32)
+        self._beside = xp.astype(self._near & ~mask[self.box] & ~inside, xp.float32)
         self._shape = place.grid(geometry)
         self._response = kernels.dipole(self._shape, geometry.voxel_mm, geometry.b0_dir, self._free)
         self._steps = [1 / v**2 for v in geometry.voxel_mm]
@@ -217,7 +218,8 @@ class _Void:
         `weight` and `mask` are those of `box`.
         """
         xp = namespace(mask)
-        bone = (self._lost > 0) & ~voids.under_the_skull(weight, mask, self._free > 0, geometry, bright_weight)
+        lost = self._lost > 0
+        bone = lost & ~voids.under_the_skull(weight, mask, lost, geometry, bright_weight)
         self._free = self._free * xp.astype(~bone, xp.float32)
         self._lost = self._lost * self._free
         self._beside = self._beside + xp.astype(bone, xp.float32)

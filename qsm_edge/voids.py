@@ -20,7 +20,7 @@ _LONGEST_MM, _BESIDE_MM = 48.0, 16.0
 _MOST, _LARGEST_SHARE, _ALWAYS = 40, 4.0, 2_000_000
 #: What is lost may lie so far above the bright tissue about it, or half a voxel, and what a head of such a radius is curved [mm].
 _ABOVE_MM, _HEAD_RADIUS_MM = 1.0, 70.0
-#: Where less of a void than this share would stay, the tissue about it does not tell where the skull is.
+#: Where less of what was lost than this share would stay, the tissue about it does not tell where the skull is.
 _LEAST_SHARE = 0.25
 
 Box = tuple[slice, ...]
@@ -58,7 +58,7 @@ def find(
     large = np.bincount(pieces.ravel()) * voxel_ml >= least_ml
     large[0] = False
     dark = large[pieces]
-    labels, count = ndi.label(_filled(ndi.binary_dilation(dark) & (below | lost), dark) & mask)
+    labels, count = ndi.label(_filled(ndi.binary_dilation(dark) & (below | lost), dark))
     volume = np.bincount(labels[dark], minlength=count + 1)
     depth = shallow_mm(mask, geometry, max(least_depth_mm, near_mm))
     deep = np.bincount(labels[dark & (depth >= least_depth_mm)], minlength=count + 1) > 0
@@ -91,29 +91,30 @@ def _filled(wide: np.ndarray, dark: np.ndarray) -> np.ndarray:
 
 
 @on_host
-def under_the_skull(weight: Array, mask: Array, void: Array, geometry: Geometry, bright_weight: float) -> np.ndarray:
-    """Of a void, what lies within the convex hull of the bright tissue about it, or just above, bool.
+def under_the_skull(weight: Array, mask: Array, lost: Array, geometry: Geometry, bright_weight: float) -> np.ndarray:
+    """Of the voxels that lost their signal, those within the convex hull of the bright tissue about them, or just above, bool.
 
-    `weight`, and bool `mask` and `void`, are of one box (z, y, x) that holds the void and its surroundings, and so is what comes
+    `weight`, and bool `mask` and `lost`, are of one box (z, y, x) that holds a void and its surroundings, and so is what comes
     back. A bleed under the skull and the skull itself are both dark, and a mask that is drawn too wide there holds both; but the
     inside of the skull bulges outwards no more than a head does, so that what rises further above the tissue at the bleed's edges
-    is bone. Bright is a weight of `bright_weight` or more. Where there is too little of it to tell, all of the void stays.
+    is bone. Bright is a weight of `bright_weight` or more. Where there is too little of it to tell, all of them stay.
     """
     bright = mask & (weight >= bright_weight)
     voxel_mm = np.array(geometry.voxel_mm)
-    asked = np.argwhere(void)
+    asked = np.argwhere(lost)
     points = asked * voxel_mm
     try:
         planes = ConvexHull(np.argwhere(bright & ~ndi.binary_erosion(bright)) * voxel_mm).equations
     except (QhullError, ValueError):  # too few, or all in one slice
-        return np.asarray(void)
+        return np.asarray(lost)
     above = np.full(len(points), -np.inf)
     for plane in planes:
         np.maximum(above, points @ plane[:3] + plane[3], out=above)
-    within = asked[above <= max(_ABOVE_MM, max(geometry.voxel_mm) / 2) + _sagitta_mm(points)]
+    room = max(_ABOVE_MM, max(geometry.voxel_mm) / 2) + _sagitta_mm(points[above <= 0])  # however wide the bone is
+    within = asked[above <= room]
     if len(within) < _LEAST_SHARE * len(asked):
-        return np.asarray(void)
-    out = np.zeros(void.shape, dtype=bool)
+        return np.asarray(lost)
+    out = np.zeros(lost.shape, dtype=bool)
     out[tuple(within.T)] = True
     return out
 

@@ -73,7 +73,7 @@ REMEDIES: dict[str, str] = {
     "stream_ended": "send again; raise `--idle-s` where a scan takes longer",
     "single_echo": "read large-scale contrast with care",
     "offset_correction": "nothing",
-    "strong_sources": "look at it beside the magnitude; near the surface it may read low",
+    "strong_sources": "nothing; near the surface it may read low, beside another one high",
     "map_needs_echoes": "acquire two echoes or more for T2* and R2*",
     "values_clipped": "see how many in the report",
     "mask_by_threshold": "look at the mask in the report",
