@@ -232,15 +232,16 @@ def chain_from_seed(
         return rest, where
 
     sources = run("strong_sources", fit.field_ppm, local, kept, geometry, weight, without)
+    bone = kept & ~sources.known
     rest = xp.where(sources.known, sources.local_ppm - sources.field_ppm, xp.zeros_like(local))
-    weight = xp.where(kept & ~sources.known, xp.zeros_like(weight), weight)
+    weight = xp.where(bone, xp.zeros_like(weight), weight)
     weight = run("rim", fit.field_ppm - sources.field_ppm, rest, sources.known, geometry, weight)
     steps = run("edges", series.magnitude, r2star, kept, geometry, weight)
     chi = run("invert", rest, kept, geometry, weight, steps) + sources.chi_ppm
     chi = run("reference", chi, inner, geometry, r2star)
     out = {"field_ppm": fit.field_ppm, "local_ppm": sources.local_ppm, "residual": fit.residual, "weight": weight}
     out |= {} if r2star is None else {"r2star_per_s": r2star}
-    out |= {"told": sources.chi_ppm != 0, "bone": kept & ~sources.known}
+    out |= {"told": sources.chi_ppm != 0, "bone": bone}
     out = {name: xp.where(mask, part, xp.zeros_like(part)) for name, part in out.items()}
     return {**out, "chi_ppm": xp.where(inner, chi, xp.zeros_like(chi)), "mask": inner}
 
@@ -252,12 +253,9 @@ def _told(sources: Array, bone: Array, geometry: Geometry) -> list[Note]:
     if not told:
         return []
     text = f"The susceptibility of {told:.1f} mL at a loss of signal was found from the field about it."
-    return [
-        Note(
-            "strong_sources",
-            text + (f" {cut:.1f} mL of the mask there were left out as bone or beside it." if cut >= 0.05 else ""),
-        )
-    ]
+    if cut >= 0.05:
+        text += f" {cut:.1f} mL of the mask there were left out as bone or beside it."
+    return [Note("strong_sources", text)]
 
 
 def method_of(recipe: Recipe, stage: str) -> Callable[..., Any]:
@@ -278,9 +276,8 @@ def run_stage(recipe: Recipe, stage: str, recorder: Recorder, tell: Progress, *a
 
             def count(number: int, change: float) -> None:
                 iterations.append(change)
-                most = float(
-                    choice.options.get("iterations") or number + 2
-                )  # without an end to go by, nearer and nearer
+                # Without an end to go by, it comes nearer and nearer.
+                most = float(choice.options.get("iterations") or number + 2)
                 tell(stage, start + span * min(number / most, 1.0), f"{choice.method} {number}")
 
             return function(*arguments, on_iteration=count)

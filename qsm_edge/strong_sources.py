@@ -17,7 +17,7 @@ from typing import NamedTuple
 from qsm_edge import kernels, voids
 from qsm_edge.backend import namespace
 from qsm_edge.distance import within_mm
-from qsm_edge.fft import covering, crop, fast_shape, irfftn, pad, rfftn
+from qsm_edge.fft import Triple, covering, crop, fast_shape, irfftn, rfftn
 from qsm_edge.solvers import cg, dot, neighbours
 from qsm_edge.types import Array, Geometry, OnIteration
 
@@ -107,7 +107,6 @@ def superposed(
     ridge = (noise_ppm / spread_ppm) ** 2
     found = [_Void(labels, lost, mask, k, place, geometry, near_mm) for k, place in enumerate(places, start=1)]
     whole = _Whole(local_ppm, mask, geometry, weight, doubt_ppm)
-
     number = 0
 
     def sweep(times: int) -> None:
@@ -169,7 +168,7 @@ class _Whole:
         self.chi = xp.zeros_like(self.field)
         for void in found:
             self.chi[void.box] += void.chi
-        self.field = crop(irfftn(self._response * rfftn(pad(self.chi, self._shape)), self._shape), self.chi.shape)
+        self.field = _field(self.chi, self._response, self._shape)
         self._doubt()
 
     def _doubt(self) -> None:
@@ -209,6 +208,7 @@ class _Void:
         self._shape = place.grid(geometry)
         self._response = kernels.dipole(self._shape, geometry.voxel_mm, geometry.b0_dir, self._free)
         self._steps = [1 / v**2 for v in geometry.voxel_mm]
+        self._unit = self._spread(self._lost)
         self.chi = xp.zeros_like(self._free)
         self.own = xp.zeros_like(self._free)
 
@@ -222,6 +222,7 @@ class _Void:
         bone = lost & ~voids.under_the_skull(weight, mask, lost, geometry, bright_weight)
         self._free = self._free * xp.astype(~bone, xp.float32)
         self._lost = self._lost * self._free
+        self._unit = self._spread(self._lost)
         self._beside = self._beside + xp.astype(bone, xp.float32)
         self.chi = self.chi * self._free
         self.own = self._spread(self.chi)
@@ -229,8 +230,7 @@ class _Void:
 
     def fit(self, left_ppm: Array, power: Array, ridge: float, evenness: float, iterations: int) -> None:
         """Susceptibility here that explains the field which the others leave, `left_ppm` in `box` plus its own of before."""
-        target = left_ppm + self.own
-        unit = self._spread(self._lost)
+        target, unit = left_ppm + self.own, self._unit
         amount = dot(power * unit, target) / max(dot(power * unit, unit), 1e-30)
         start = amount * self._lost
         sources = self._free + self._beside
@@ -247,7 +247,7 @@ class _Void:
 
     def _spread(self, x: Array) -> Array:
         """The field of a susceptibility on the small grid, an operator that is its own adjoint."""
-        return crop(irfftn(self._response * rfftn(pad(x, self._shape)), self._shape), self._free.shape)
+        return _field(x, self._response, self._shape)
 
     def _uneven(self, x: Array) -> Array:
         """Half the gradient of the sum of squared steps between neighbours that are both free, in units of 1 mm."""
@@ -262,12 +262,16 @@ class _Void:
     def explained(self, whole: _Whole) -> float:
         """Share of the weighted power nearby, of the field that the others leave, that one susceptibility throughout explains."""
         xp = namespace(self.own)
-        field = whole.left(self.box) + self.own
+        field, unit = whole.left(self.box) + self.own, self._unit
         weight = xp.where(self._near, whole.power[self.box], xp.zeros_like(field))
-        unit = self._spread(self._lost)
         total = dot(weight * field, field) * dot(weight * unit, unit)
         amount = dot(weight * unit, field)
         return amount * amount / total if total > 0 else 0.0
+
+
+def _field(chi: Array, response: Array, shape: Triple) -> Array:
+    """The field of a susceptibility, by the dipole's response on a grid of `shape` with room against wrap-around."""
+    return crop(irfftn(response * rfftn(chi, shape), shape), chi.shape)
 
 
 METHODS = {"superposed": superposed, "none": tell_none}

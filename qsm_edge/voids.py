@@ -52,10 +52,9 @@ def find(
     """
     below = ndi.binary_erosion(mask)
     lost = mask & (weight < limit)
-    voxel_ml = math.prod(geometry.voxel_mm) / 1000
     # Sizes are asked before the neighbours join, or a noisy scan's single dark voxels would hang together.
     pieces, _ = ndi.label(lost & below)
-    large = np.bincount(pieces.ravel()) * voxel_ml >= least_ml
+    large = np.bincount(pieces.ravel()) * geometry.voxel_ml >= least_ml
     large[0] = False
     dark = large[pieces]
     labels, count = ndi.label(_filled(ndi.binary_dilation(dark) & (below | lost), dark))
@@ -68,17 +67,15 @@ def find(
     cores, room, places = ndi.find_objects(labels), covering(near_mm, geometry.voxel_mm), list[Place]()
     renumbered, left = np.zeros(count + 1, labels.dtype), max(_LARGEST_SHARE * mask.size, _ALWAYS)
     for k in kept:
-        place = Place(cores[k - 1], _widened(cores[k - 1], room, mask.shape), bool(near_surface[k]))
+        ends = zip(cores[k - 1], room, mask.shape, strict=True)
+        around = tuple(slice(max(c.start - r, 0), min(c.stop + r, n)) for c, r, n in ends)
+        place = Place(cores[k - 1], around, bool(near_surface[k]))
         left -= math.prod(place.grid(geometry))
         if left < 0:
             break
         places.append(place)
         renumbered[k] = len(places)
     return renumbered[labels], lost, places
-
-
-def _widened(box: Box, room: tuple[int, ...], shape: tuple[int, ...]) -> Box:
-    return tuple(slice(max(c.start - r, 0), min(c.stop + r, n)) for c, r, n in zip(box, room, shape, strict=True))
 
 
 def _filled(wide: np.ndarray, dark: np.ndarray) -> np.ndarray:
